@@ -1,0 +1,5 @@
+//! Micro-benches of the packet path.
+
+fn main() {
+    divan::main();
+}

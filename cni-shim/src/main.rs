@@ -1,0 +1,5 @@
+//! The plugin binary: one verb per process.
+
+fn main() {
+    todo!()
+}

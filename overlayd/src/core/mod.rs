@@ -1,0 +1,11 @@
+//! Decisions. No clock, descriptor, thread or logger is reachable from here: time is an argument.
+
+pub mod cluster;
+pub mod config;
+pub mod desired;
+pub mod forward;
+pub mod leases;
+pub mod node;
+pub mod plan;
+pub mod status;
+pub mod table;

@@ -1,0 +1,1 @@
+//! The outside: Node file, CNI socket, admin HTTP. Asynchronous; decides nothing.

@@ -1,0 +1,1 @@
+//! Tests that need root or a second process.

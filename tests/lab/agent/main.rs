@@ -1,0 +1,3 @@
+//! The process that lives inside the lab.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The lab: nodes as namespaces on one machine.

@@ -1,0 +1,1 @@
+//! Segmentation of super-packets, coalescing of segments, and the Internet checksum.
