@@ -32,7 +32,8 @@ pub(super) fn fetch_status(run_dir: &Path, limit: Duration) -> Result<Status> {
 }
 
 fn get(socket: &Path, page: &str) -> Result<String> {
-    let mut stream = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    let mut stream =
+        UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     // HTTP/1.0: the answer is not chunked and ends with the connection.
     stream.write_all(format!("GET {page} HTTP/1.0\r\n\r\n").as_bytes()).context("ask overlayd")?;
     let mut answer = String::new();

@@ -11,20 +11,34 @@ pub(super) fn render(status: &Status) -> String {
     let mut out = String::new();
     head(&mut out, status);
     peers(&mut out, &status.peers);
-    section(&mut out, "Pods", &["ADDRESSES", "VETH", "CONTAINER", "INTERFACE"], status.leases.iter().map(|lease| {
-        let veth = if lease.veth.is_empty() { "(being made)" } else { &lease.veth };
-        vec![lease.addresses.join(","), veth.to_owned(), lease.container.clone(), lease.ifname.clone()]
-    }));
-    list(&mut out, "Conflicts: foreign objects stand in the way", status.conflicts.iter().map(|conflict| {
-        format!("{}\n    remedy: {}", conflict.object, conflict.remedy)
-    }));
-    list(&mut out, "Nodes refused", status.refused.iter().map(|refused| {
-        format!("{}: {}", refused.node, refused.reason)
-    }));
+    section(
+        &mut out,
+        "Pods",
+        &["ADDRESSES", "VETH", "CONTAINER", "INTERFACE"],
+        status.leases.iter().map(|lease| {
+            let veth = if lease.veth.is_empty() { "(being made)" } else { &lease.veth };
+            vec![lease.addresses.join(","), veth.to_owned(), lease.container.clone(), lease.ifname.clone()]
+        }),
+    );
+    list(
+        &mut out,
+        "Conflicts: foreign objects stand in the way",
+        status
+            .conflicts
+            .iter()
+            .map(|conflict| format!("{}\n    remedy: {}", conflict.object, conflict.remedy)),
+    );
+    list(
+        &mut out,
+        "Nodes refused",
+        status.refused.iter().map(|refused| format!("{}: {}", refused.node, refused.reason)),
+    );
     let dropped = status.drops.iter().filter(|(_, count)| **count > 0);
-    list(&mut out, "Dropped packets", dropped.map(|(reason, count)| {
-        format!("{count} {reason}: {}", meaning(reason))
-    }));
+    list(
+        &mut out,
+        "Dropped packets",
+        dropped.map(|(reason, count)| format!("{count} {reason}: {}", meaning(reason))),
+    );
     if let Some(error) = &status.last_error {
         let _ = writeln!(out, "\nLast error: {}", clean(error));
     }
@@ -32,7 +46,8 @@ pub(super) fn render(status: &Status) -> String {
 }
 
 fn head(out: &mut String, status: &Status) {
-    let ready = if status.ready { "yes".to_owned() } else { format!("NO: {}", status.not_ready_reasons.join("; ")) };
+    let ready =
+        if status.ready { "yes".to_owned() } else { format!("NO: {}", status.not_ready_reasons.join("; ")) };
     let mtu = if status.mtu == 0 { "MTU not known yet".to_owned() } else { format!("MTU {}", status.mtu) };
     let workers = format!("{} worker{}", status.workers, if status.workers == 1 { "" } else { "s" });
     let stepped: Vec<String> = status
@@ -47,7 +62,12 @@ fn head(out: &mut String, status: &Status) {
         (false, false) => stepped.join("; "),
     };
     let rounds = &status.reconcile;
-    let kernel = format!("{} changes in {} rounds, {} failed", rounds.changes, rounds.succeeded + rounds.failed, rounds.failed);
+    let kernel = format!(
+        "{} changes in {} rounds, {} failed",
+        rounds.changes,
+        rounds.succeeded + rounds.failed,
+        rounds.failed
+    );
     let rows = [
         ("Node", format!("{} (overlayd {}, process {})", status.node, status.version, status.pid)),
         ("Ready", ready),
@@ -71,18 +91,23 @@ fn peers(out: &mut String, peers: &[PeerStatus]) {
         return;
     }
     let heads = ["NAME", "UNDERLAY", "POD CIDRS", "MTU", "SENT", "LAST", "RECEIVED", "LAST"];
-    section(out, "Peers", &heads, peers.iter().map(|peer| {
-        vec![
-            peer.name.clone(),
-            peer.underlay.join(","),
-            peer.pod_cidrs.join(","),
-            peer.mtu.to_string(),
-            format!("{} / {}", peer.tx_packets, bytes(peer.tx_bytes)),
-            ago(peer.tx_age_ms),
-            format!("{} / {}", peer.rx_packets, bytes(peer.rx_bytes)),
-            ago(peer.rx_age_ms),
-        ]
-    }));
+    section(
+        out,
+        "Peers",
+        &heads,
+        peers.iter().map(|peer| {
+            vec![
+                peer.name.clone(),
+                peer.underlay.join(","),
+                peer.pod_cidrs.join(","),
+                peer.mtu.to_string(),
+                format!("{} / {}", peer.tx_packets, bytes(peer.tx_bytes)),
+                ago(peer.tx_age_ms),
+                format!("{} / {}", peer.rx_packets, bytes(peer.rx_bytes)),
+                ago(peer.rx_age_ms),
+            ]
+        }),
+    );
     for peer in peers {
         if let Some(trouble) = &peer.trouble {
             let _ = writeln!(out, "  ! {}: {}", clean(&peer.name), clean(trouble));
@@ -91,18 +116,28 @@ fn peers(out: &mut String, peers: &[PeerStatus]) {
 }
 
 /// A titled table with aligned columns; nothing if there is no row.
-pub(super) fn section(out: &mut String, title: &str, heads: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+pub(super) fn section(
+    out: &mut String,
+    title: &str,
+    heads: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+) {
     let head = heads.iter().map(|&head| head.to_owned()).collect();
-    let body = rows.map(|row| row.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { clean(cell) }).collect());
+    let body = rows.map(|row| {
+        row.iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { clean(cell) }).collect()
+    });
     let lines: Vec<Vec<String>> = std::iter::once(head).chain(body).collect();
     if lines.len() == 1 {
         return;
     }
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max()
+    };
     let widths: Vec<usize> = (0..heads.len()).map(|column| width(column).unwrap_or(0)).collect();
     let _ = writeln!(out, "\n{title}");
     for line in &lines {
-        let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
     }
 }
@@ -215,7 +250,9 @@ mod tests {
 
     #[test]
     fn byte_counts_carry_their_unit() {
-        for (count, words) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (5 << 30, "5.0 GiB")] {
+        for (count, words) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (5 << 30, "5.0 GiB")]
+        {
             assert_eq!(bytes(count), words);
         }
     }

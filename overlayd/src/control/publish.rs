@@ -55,9 +55,17 @@ impl Control {
             refused: self.refused(),
             leases: self.lease_list(),
             conflicts: self.conflict_list(),
-            drops: self.tunnel.drops().into_iter().map(|(why, count)| (why.name().to_owned(), count)).collect(),
+            drops: self
+                .tunnel
+                .drops()
+                .into_iter()
+                .map(|(why, count)| (why.name().to_owned(), count))
+                .collect(),
             reconcile: self.reconciler.numbers().clone(),
-            last_error: self.last_error.as_ref().map(|(at, error)| format!("{error} ({} ago)", age(at.elapsed()))),
+            last_error: self
+                .last_error
+                .as_ref()
+                .map(|(at, error)| format!("{error} ({} ago)", age(at.elapsed()))),
         }
     }
 
@@ -87,7 +95,7 @@ impl Control {
             name: peer.name.clone(),
             underlay: underlay.into_iter().collect(),
             pod_cidrs: peer.paths.iter().flat_map(|path| texts(&path.pod_cidrs)).collect(),
-            mtu: self.mtu().unwrap_or(0),
+            mtu: self.peer_mtu(peer).unwrap_or(0),
             tx_packets: traffic.tx.packets,
             tx_bytes: traffic.tx.bytes,
             tx_age_ms: age_ms(traffic.tx.last_ms),
@@ -99,7 +107,8 @@ impl Control {
     }
 
     fn refused(&self) -> Vec<RefusedStatus> {
-        let refused = |node: &String, reason: &String| RefusedStatus { node: node.clone(), reason: reason.clone() };
+        let refused =
+            |node: &String, reason: &String| RefusedStatus { node: node.clone(), reason: reason.clone() };
         self.cluster.refused.iter().map(|refusal| refused(&refusal.node, &refusal.reason)).collect()
     }
 
@@ -111,7 +120,10 @@ impl Control {
     fn conflict_list(&self) -> Vec<ConflictStatus> {
         let conflicts = self.reconciler.conflicts().iter();
         conflicts
-            .map(|conflict| ConflictStatus { object: conflict.object.clone(), remedy: conflict.remedy.clone() })
+            .map(|conflict| ConflictStatus {
+                object: conflict.object.clone(),
+                remedy: conflict.remedy.clone(),
+            })
             .collect()
     }
 

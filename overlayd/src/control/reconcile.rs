@@ -10,7 +10,8 @@ use super::Control;
 use super::backoff::{Backoff, RED_AFTER};
 use crate::core::config::Config;
 use crate::core::desired::{Inputs, desired};
-use crate::core::plan::{Actual, Conflict, conflicts, plan};
+use crate::core::plan::{Actual, Conflict, ForeignLink, Op, conflicts, plan};
+use crate::core::plumbing::Plumbing;
 use crate::core::status::ReconcileStatus;
 use crate::kernel::{Kernel, KernelError};
 
@@ -19,10 +20,6 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// A round without any cause, should a notification ever be lost.
 const RESYNC: Duration = Duration::from_secs(30);
-
-/// Age at which a veth of ours without alias is the remains of a plugin that was killed: longer than the plugin's own
-/// limit of 20 s.
-const STRAY_AGE: Duration = Duration::from_secs(60);
 
 /// Kernel sockets, the last observation, and when the next round is due.
 pub(super) struct Reconciler {
@@ -35,8 +32,7 @@ pub(super) struct Reconciler {
     settled: bool,
     conflicts: Vec<Conflict>,
     numbers: ReconcileStatus,
-    /// Veths without alias, by index, and when each was first seen.
-    strays: BTreeMap<u32, Instant>,
+    plumbing: Plumbing,
 }
 
 impl Reconciler {
@@ -51,7 +47,7 @@ impl Reconciler {
             settled: false,
             conflicts: Vec::new(),
             numbers: ReconcileStatus::default(),
-            strays: BTreeMap::new(),
+            plumbing: Plumbing::default(),
         })
     }
 
@@ -86,9 +82,10 @@ impl Reconciler {
     /// Why pods cannot be served, if so.
     pub(super) fn problem(&self) -> Option<String> {
         match &self.failure {
-            Some(failure) if self.backoff.failures() >= RED_AFTER => {
-                Some(format!("kernel state could not be set {} times in a row: {failure}", self.backoff.failures()))
-            }
+            Some(failure) if self.backoff.failures() >= RED_AFTER => Some(format!(
+                "kernel state could not be set {} times in a row: {failure}",
+                self.backoff.failures()
+            )),
             Some(failure) if !self.settled => Some(format!("kernel state is not set: {failure}")),
             None if !self.settled => Some("kernel state has not been set yet".to_owned()),
             _ => None,
@@ -112,14 +109,16 @@ impl Reconciler {
 
     /// Names of the kernel's vxlan links that hold a UDP port.
     pub(super) fn vxlan_links_on(&mut self, port: u16) -> Vec<String> {
-        let _ = port;
-        Vec::new()
+        let Ok(actual) = self.kernel.read() else { return Vec::new() };
+        let holds = |link: &&ForeignLink| link.vxlan_port == Some(port);
+        actual.foreign_links.iter().filter(holds).map(|link| link.name.clone()).collect()
     }
 
-    fn read(&mut self) -> Result<&Actual, KernelError> {
+    fn read(&mut self, now: Duration) -> Result<&Actual, KernelError> {
         // Cleared before the read: a change during it makes it stale again.
         self.stale = false;
-        let actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
+        let mut actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
+        self.plumbing.observe(&mut actual, now);
         Ok(self.observed.insert(actual))
     }
 
@@ -166,28 +165,34 @@ impl Control {
 
     fn reconcile(&mut self) -> Result<()> {
         self.observe().context("read the kernel state")?;
-        let Some((own, have)) = self.cluster.own.as_ref().zip(self.reconciler.observed.as_ref()) else {
-            return Ok(());
-        };
-        let path_mtus: BTreeMap<IpAddr, u32> =
-            self.path_mtus.iter().map(|(underlay, (mtu, _))| (*underlay, *mtu)).collect();
-        let want = desired(Inputs {
-            config: &self.config,
-            own,
-            cluster: &self.cluster,
-            path_mtus: &path_mtus,
-            actual: have,
-        });
+        let path_mtus = self.believed_path_mtus();
+        let Some(inputs) = self.inputs(&path_mtus) else { return Ok(()) };
+        let (want, have) = (desired(inputs), inputs.actual);
         let found = conflicts(&want, have);
         let ops = plan(&want, have);
         self.reconciler.tell_conflicts(found);
         self.reconciler.apply(&ops)
     }
 
+    /// What the wish depends on, once our own node and the kernel are known.
+    pub(super) fn inputs<'a>(&'a self, path_mtus: &'a BTreeMap<IpAddr, u32>) -> Option<Inputs<'a>> {
+        Some(Inputs {
+            config: &self.config,
+            own: self.cluster.own.as_ref()?,
+            cluster: &self.cluster,
+            path_mtus,
+            actual: self.reconciler.observed()?,
+        })
+    }
+
+    pub(super) fn believed_path_mtus(&self) -> BTreeMap<IpAddr, u32> {
+        self.path_mtus.iter().map(|(underlay, (mtu, _))| (*underlay, *mtu)).collect()
+    }
+
     /// Reads the kernel and lets the lease book know.
     pub(super) fn observe(&mut self) -> Result<(), KernelError> {
         let now = self.epoch.elapsed();
-        let actual = self.reconciler.read()?;
+        let actual = self.reconciler.read(now)?;
         if let Some(leases) = &mut self.leases {
             leases.observe(&actual.veths, &actual.routed_hosts, now);
         }
@@ -209,7 +214,7 @@ impl Reconciler {
     }
 
     /// Applies all it can: one stubborn object must not keep the others from their place.
-    fn apply(&mut self, ops: &[crate::core::plan::Op]) -> Result<()> {
+    fn apply(&mut self, ops: &[Op]) -> Result<()> {
         let mut failures = Vec::new();
         for op in ops {
             match self.kernel.apply(op) {

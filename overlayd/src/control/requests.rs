@@ -6,7 +6,8 @@ use wire::ipc::{Attachment, Lease, LeaseAddress, RefusalKind, Reply, Request};
 use wire::tag::{GATEWAY_V4, GATEWAY_V6, veth_name};
 
 use super::Control;
-use crate::core::desired::inner_mtu;
+use crate::core::cluster::Peer;
+use crate::core::desired::{inner_mtu, peer_mtu};
 use crate::core::leases::LeaseError;
 use crate::edge::cni::Call;
 
@@ -73,7 +74,8 @@ impl Control {
             return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
         }
         let name = veth_name(attachment);
-        let veth = self.reconciler.observed().and_then(|have| have.veths.iter().find(|veth| veth.name == name));
+        let veth =
+            self.reconciler.observed().and_then(|have| have.veths.iter().find(|veth| veth.name == name));
         let Some(alias) = veth.and_then(|veth| veth.alias.as_ref()) else {
             return refuse(RefusalKind::Mismatch, format!("there is no veth {name} of this attachment"));
         };
@@ -87,6 +89,13 @@ impl Control {
     /// The MTU of this node's pods in bytes, once it can be told.
     pub(super) fn mtu(&self) -> Option<u32> {
         inner_mtu(&self.config, self.cluster.own.as_ref()?, self.reconciler.observed()?)
+    }
+
+    /// The smallest inner MTU in bytes of the ways to a peer.
+    pub(super) fn peer_mtu(&self, peer: &Peer) -> Option<u32> {
+        let path_mtus = self.believed_path_mtus();
+        let inputs = self.inputs(&path_mtus)?;
+        peer.paths.iter().filter_map(|path| peer_mtu(inputs, path.underlay)).min()
     }
 }
 

@@ -217,7 +217,11 @@ impl Control {
             }
             links => {
                 let commands: Vec<String> = links.iter().map(|link| format!("ip link del {link}")).collect();
-                format!("{error} by the kernel link {}: remove it with `{}`", links.join(", "), commands.join(" && "))
+                format!(
+                    "{error} by the kernel link {}: remove it with `{}`",
+                    links.join(", "),
+                    commands.join(" && ")
+                )
             }
         }
     }

@@ -307,7 +307,9 @@ mod tests {
 
     #[test]
     fn ages_read_like_people_say_them() {
-        for (seconds, words) in [(0, "0 ms"), (59, "59 s"), (119, "119 s"), (120, "2 min"), (7_200, "2 h"), (200_000, "2 d")] {
+        for (seconds, words) in
+            [(0, "0 ms"), (59, "59 s"), (119, "119 s"), (120, "2 min"), (7_200, "2 h"), (200_000, "2 d")]
+        {
             assert_eq!(age(at(seconds)), words);
         }
     }

@@ -32,7 +32,12 @@ pub fn render(status: &Status) -> Result<String, fmt::Error> {
     gauge(&mut registry, "peers", "Peers known", status.peers.len());
     let troubled = status.peers.iter().filter(|peer| peer.trouble.is_some()).count();
     gauge(&mut registry, "peers_troubled", "Peers with one silent direction", troubled);
-    gauge(&mut registry, "refused_nodes", "Nodes, or parts of them, that are not believed", status.refused.len());
+    gauge(
+        &mut registry,
+        "refused_nodes",
+        "Nodes, or parts of them, that are not believed",
+        status.refused.len(),
+    );
     gauge(&mut registry, "leases", "Pod address leases, in flight included", status.leases.len());
     gauge(&mut registry, "conflicts", "Foreign kernel objects in our way", status.conflicts.len());
     gauge(&mut registry, "mtu_bytes", "Inner MTU, 0 while unknown", status.mtu);
