@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
-use wire::ipc::{self, FrameError, HEADER_LEN, RefusalKind, Reply, Request};
+use wire::ipc::{self, FRAME_LIMIT, FrameError, HEADER_LEN, RefusalKind, Reply, Request};
 
 /// Name of the socket in the run directory.
 pub const SOCKET_FILE: &str = "cni.sock";
@@ -40,7 +40,7 @@ pub struct Call {
 /// Why a connection ended without a reply of control.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
-    #[error("the request did not arrive within {} s", CLIENT_LIMIT.as_secs())]
+    #[error("no progress within {} s", CLIENT_LIMIT.as_secs())]
     Slow,
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -81,16 +81,15 @@ async fn converse(mut stream: UnixStream, uid: u32, calls: &mpsc::Sender<Call>) 
             return;
         }
     }
-    let reply = match timeout(CLIENT_LIMIT, receive(&mut stream)).await.unwrap_or(Err(Broken::Slow)) {
-        Ok(request) => ask(request, calls).await,
+    match timeout(CLIENT_LIMIT, receive(&mut stream)).await.unwrap_or(Err(Broken::Slow)) {
+        Ok(request) => send(&mut stream, &ask(request, calls).await).await,
         Err(error) => {
             tracing::debug!(%error, "bad request on the CNI socket");
-            refused(RefusalKind::Invalid, error.to_string())
+            send(&mut stream, &refused(RefusalKind::Invalid, error.to_string())).await;
+            // Closing with unread bytes would reset the connection, perhaps before the client read the reply.
+            let mut rest = stream.take(FRAME_LIMIT as u64);
+            let _ = timeout(CLIENT_LIMIT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
         }
-    };
-    let sent = timeout(CLIENT_LIMIT, send(&mut stream, &reply)).await.unwrap_or(Err(Broken::Slow));
-    if let Err(error) = sent {
-        tracing::debug!(%error, "a client of the CNI socket left before its reply");
     }
 }
 
@@ -102,9 +101,14 @@ async fn receive(stream: &mut UnixStream) -> Result<Request, Broken> {
     Ok(ipc::decode(&payload)?)
 }
 
-async fn send(stream: &mut UnixStream, reply: &Reply) -> Result<(), Broken> {
-    stream.write_all(&ipc::encode(reply)?).await?;
-    Ok(stream.shutdown().await?)
+async fn send(stream: &mut UnixStream, reply: &Reply) {
+    let sending = async {
+        stream.write_all(&ipc::encode(reply)?).await?;
+        Ok(stream.shutdown().await?)
+    };
+    if let Err(error) = timeout(CLIENT_LIMIT, sending).await.unwrap_or(Err(Broken::Slow)) {
+        tracing::debug!(%error, "a client of the CNI socket left before its reply");
+    }
 }
 
 async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Reply {

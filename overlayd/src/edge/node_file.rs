@@ -111,9 +111,16 @@ impl Seen {
 async fn read_if_changed(path: &Path, seen: &mut Option<Seen>) -> Option<Option<NodeEvent>> {
     let file = path.to_owned();
     let before = seen.clone();
-    let (now, event) = tokio::task::spawn_blocking(move || read(&file, before.as_ref())).await.ok()?;
-    *seen = Some(now);
-    Some(event)
+    match tokio::task::spawn_blocking(move || read(&file, before.as_ref())).await {
+        Ok((now, event)) => {
+            *seen = Some(now);
+            Some(event)
+        }
+        Err(error) if error.is_panic() => {
+            Some(Some(NodeEvent::Trouble(format!("{}: reading it failed: {error}", path.display()))))
+        }
+        Err(_) => None,
+    }
 }
 
 fn read(path: &Path, before: Option<&Seen>) -> (Seen, Option<NodeEvent>) {
