@@ -99,6 +99,12 @@ pub(super) fn config(matches: &ArgMatches) -> Result<Config, Faults> {
     Ok(Config::resolve(file, &environment, &flags(matches), &machine)?)
 }
 
+/// The configuration of the flags alone, for a look around when file or environment are wrong.
+pub(super) fn config_of_flags(matches: &ArgMatches) -> Result<Config, Faults> {
+    let machine = machine().map_err(|error| Faults(vec![error]))?;
+    Ok(Config::resolve(None, &BTreeMap::new(), &flags(matches), &machine)?)
+}
+
 fn read_file(named: Option<&PathBuf>) -> Result<Option<(String, String)>, String> {
     let path = named.map_or(Path::new(DEFAULT_FILE), PathBuf::as_path);
     match std::fs::read_to_string(path) {

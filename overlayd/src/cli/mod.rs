@@ -28,7 +28,7 @@ pub fn main() -> ExitCode {
     let matches = command.get_matches_mut();
     match matches.subcommand() {
         Some(("run", matches)) => with_config(matches, |config| exit_code(run::run(config))),
-        Some(("status", matches)) => with_config(matches, |config| status::status(&config, output(matches))),
+        Some(("status", matches)) => look(matches),
         Some(("cleanup", matches)) => {
             let pods =
                 if matches.get_flag("with-pods") { cleanup::Pods::CutOff } else { cleanup::Pods::Refuse };
@@ -52,16 +52,35 @@ fn output(matches: &ArgMatches) -> status::Output {
     }
 }
 
+/// A broken configuration file must not keep an operator from looking.
+fn look(matches: &ArgMatches) -> ExitCode {
+    let config = args::config(matches).or_else(|faults| {
+        tell(&faults);
+        args::config_of_flags(matches)
+    });
+    match config {
+        Ok(config) => status::status(&config, output(matches)),
+        Err(faults) => {
+            tell(&faults);
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
 /// Every fault of the configuration is printed, not only the first.
 fn with_config(matches: &ArgMatches, verb: impl FnOnce(Config) -> ExitCode) -> ExitCode {
     match args::config(matches) {
         Ok(config) => verb(config),
-        Err(args::Faults(faults)) => {
-            for fault in faults {
-                complain(&fault);
-            }
+        Err(faults) => {
+            tell(&faults);
             ExitCode::from(USAGE)
         }
+    }
+}
+
+fn tell(args::Faults(faults): &args::Faults) {
+    for fault in faults {
+        complain(fault);
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -73,7 +74,7 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
             _ = interrupt.recv() => break,
             Some(event) = edge.nodes.recv() => control.on_nodes(event),
             Some(call) = edge.calls.recv() => control.answer(call),
-            () = changed.notified() => control.reconciler.kernel_changed(),
+            () = changed.notified() => control.on_kernel(),
             Some(event) = news.rare.recv() => control.on_datapath(event),
             Some(event) = news.path_mtus.recv() => control.on_datapath(event),
             _ = tick.tick() => control.on_tick(),
@@ -141,6 +142,8 @@ struct Control {
     cluster: Cluster,
     told_refusals: BTreeSet<Refusal>,
     leases: Option<Leases>,
+    /// What `leases` was made for.
+    leased_cidrs: Vec<IpNet>,
     tunnel: Tunnel,
     path_mtus: BTreeMap<IpAddr, (u32, Instant)>,
     reconciler: Reconciler,
@@ -170,6 +173,7 @@ impl Control {
             cluster: Cluster::default(),
             told_refusals: BTreeSet::new(),
             leases: None,
+            leased_cidrs: Vec::new(),
             tunnel,
             path_mtus: BTreeMap::new(),
             last_error: None,
@@ -205,6 +209,11 @@ impl Control {
         self.publish_due = true;
     }
 
+    fn on_kernel(&mut self) {
+        self.reconciler.kernel_changed();
+        self.tunnel.kernel_changed();
+    }
+
     fn on_nodes(&mut self, event: NodeEvent) {
         match &event {
             NodeEvent::Trouble(reason) => {
@@ -238,12 +247,12 @@ impl Control {
         {
             tracing::warn!(%problem, "our own node cannot serve");
         }
-        let had = self.cluster.own.as_ref().map(|own| &own.pod_cidrs);
         if let Some(own) = &cluster.own
-            && (self.leases.is_none() || had.is_some_and(|had| *had != own.pod_cidrs))
+            && self.leased_cidrs != own.pod_cidrs
         {
-            tracing::info!(node = %own.name, pod_cidrs = ?own.pod_cidrs, "our own node is known");
+            tracing::info!(node = %own.name, pod_cidrs = ?own.pod_cidrs, "our own pod CIDRs are known");
             self.leases = Some(Leases::new(&own.pod_cidrs, fastrand::u64(..)));
+            self.leased_cidrs.clone_from(&own.pod_cidrs);
             self.reconciler.observation_is_stale();
         }
         tracing::info!(peers = cluster.peers.len(), refused = cluster.refused.len(), "nodes changed");

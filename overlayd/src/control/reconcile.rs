@@ -18,6 +18,9 @@ use crate::kernel::{Kernel, KernelError};
 /// How long kernel changes are gathered before they are looked at: a pod's birth is a burst of them.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// The same while rounds fail.
+const GATHER_FAILING: Duration = Duration::from_secs(1);
+
 /// A round without any cause, should a notification ever be lost.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -51,16 +54,17 @@ impl Reconciler {
         })
     }
 
-    /// A round is due now. While failures are waited out, the wait stands.
+    /// A round is due now: the wish changed.
     pub(super) fn mark(&mut self, cause: &'static str) {
         tracing::debug!(cause, "the kernel state must be looked at");
         self.due_at(Instant::now());
     }
 
-    /// The kernel changed, perhaps by us.
+    /// The kernel changed, perhaps by us. After a failure our own half-done rounds must not become a race.
     pub(super) fn kernel_changed(&mut self) {
         self.stale = true;
-        self.due_at(Instant::now() + GATHER);
+        let gather = if self.failure.is_some() { GATHER_FAILING } else { GATHER };
+        self.due_at(Instant::now() + gather);
     }
 
     /// The last observation says nothing any more.
@@ -69,9 +73,6 @@ impl Reconciler {
     }
 
     fn due_at(&mut self, at: Instant) {
-        if self.failure.is_some() && self.due.is_some() {
-            return;
-        }
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 

@@ -21,6 +21,9 @@ const PATH_MTU_QUEUE: usize = 256;
 /// A run that lasted this long was a success: the next failure starts with the shortest delay.
 const LASTED: Duration = Duration::from_secs(60);
 
+/// The wait that a kernel change leaves of a longer one.
+const HURRY: Duration = Duration::from_secs(1);
+
 /// News of the workers. What must not be lost has an unbounded channel: each worker ends once.
 #[derive(Debug)]
 pub(super) struct News {
@@ -48,7 +51,6 @@ pub(super) struct Tunnel {
     rare: mpsc::UnboundedSender<Tagged>,
     /// Drops of the datapaths that ended: counters never go back.
     drops_before: BTreeMap<DropReason, u64>,
-    stepped_down: BTreeMap<String, String>,
 }
 
 struct Running {
@@ -73,7 +75,6 @@ impl Tunnel {
             path_mtus,
             rare,
             drops_before: BTreeMap::new(),
-            stepped_down: BTreeMap::new(),
         };
         (tunnel, News { path_mtus: path_mtu_news, rare: rare_news })
     }
@@ -115,16 +116,18 @@ impl Tunnel {
 
     /// Offloads by name.
     pub(super) fn offloads(&self) -> BTreeMap<String, String> {
-        let mut offloads =
-            self.running.as_ref().map(|running| running.datapath.offloads()).unwrap_or_default();
-        offloads.extend(self.stepped_down.clone());
-        offloads
+        self.running.as_ref().map(|running| running.datapath.offloads()).unwrap_or_default()
+    }
+
+    /// The kernel changed: what kept the datapath from starting may be gone.
+    pub(super) fn kernel_changed(&mut self) {
+        let soon = Instant::now() + HURRY;
+        self.retry_at = self.retry_at.map(|at| at.min(soon));
     }
 
     fn stop(&mut self) {
         self.drops_before = self.drops();
         self.running = None;
-        self.stepped_down.clear();
     }
 
     fn failed(&mut self, failure: String) {
@@ -133,7 +136,7 @@ impl Tunnel {
         self.failure = Some(failure);
     }
 
-    fn start(&mut self, config: DatapathConfig, table: Arc<Table>) -> Result<(), StartError> {
+    fn start(&mut self, config: &DatapathConfig, table: Arc<Table>) -> Result<(), StartError> {
         self.generation += 1;
         let (generation, path_mtus, rare) = (self.generation, self.path_mtus.clone(), self.rare.clone());
         let notify = move |event: Event| {
@@ -145,8 +148,8 @@ impl Tunnel {
                 let _ = rare.send(tagged);
             }
         };
-        let datapath = datapath::start(&config, Arc::clone(&table), Arc::new(notify))?;
-        self.running = Some(Running { config, datapath, table, since: Instant::now() });
+        let datapath = datapath::start(config, Arc::clone(&table), Arc::new(notify))?;
+        self.running = Some(Running { config: config.clone(), datapath, table, since: Instant::now() });
         self.retry_at = None;
         self.failure = None;
         Ok(())
@@ -166,17 +169,17 @@ impl Control {
             self.tunnel.retry_at = None;
         }
         if self.tunnel.running.is_none() && self.tunnel.retry_at.is_none_or(|at| at <= Instant::now()) {
-            self.start_tunnel(wished);
+            self.start_tunnel(&wished);
         } else if std::mem::take(&mut self.tunnel.table_stale) {
             self.swap_table();
         }
     }
 
-    fn start_tunnel(&mut self, wished: DatapathConfig) {
+    fn start_tunnel(&mut self, wished: &DatapathConfig) {
         let Some(table) = self.build_table() else { return };
         self.tunnel.table_stale = false;
         self.publish_due = true;
-        match self.tunnel.start(wished.clone(), Arc::new(table)) {
+        match self.tunnel.start(wished, Arc::new(table)) {
             Ok(()) => {
                 tracing::info!(device = %wished.device, workers = wished.workers, port = wished.port, "the datapath runs");
                 self.reconciler.mark("the datapath was started");
@@ -210,7 +213,7 @@ impl Control {
 
     /// The error in words, with what stands in the way and the command that removes it.
     fn explain(&mut self, error: &StartError) -> String {
-        let StartError::PortTaken { port, .. } = error else { return with_causes(error) };
+        let StartError::PortTaken { port, .. } = error else { return error.to_string() };
         match self.reconciler.vxlan_links_on(*port) {
             links if links.is_empty() => {
                 format!("{error}: find its owner with `ss -ulpn 'sport = :{port}'`")
@@ -256,7 +259,6 @@ impl Control {
             }
             Event::SteppedDown { offload, reason } => {
                 tracing::info!(%offload, %reason, "an offload is off from now on");
-                self.tunnel.stepped_down.insert(offload, format!("off: {reason}"));
                 self.publish_due = true;
             }
         }
@@ -273,8 +275,4 @@ fn datapath_config(config: &Config, own: &Own, epoch: Instant) -> DatapathConfig
         spin: config.spin,
         epoch,
     }
-}
-
-fn with_causes(error: &StartError) -> String {
-    error.to_string()
 }
