@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Control;
 use crate::core::cluster::Peer;
-use crate::core::leases::ObservedVeth;
+use crate::core::leases::Leases;
 use crate::core::status::{
     ConflictStatus, LeaseStatus, PeerStatus, RefusedStatus, SilenceWatch, Status, age,
 };
@@ -113,18 +113,33 @@ impl Control {
     }
 
     fn lease_list(&self) -> Vec<LeaseStatus> {
-        let veths = self.reconciler.observed().map(|have| have.veths.as_slice()).unwrap_or_default();
-        veths.iter().filter_map(lease).collect()
+        let Some(leases) = &self.leases else { return Vec::new() };
+        let attached = leases.attached().map(|lease| LeaseStatus {
+            veth: lease.veth.to_owned(),
+            container: lease.alias.container.clone(),
+            ifname: lease.alias.ifname.clone(),
+            addresses: texts(&lease.alias.addresses),
+        });
+        let in_flight = leases.in_flight().map(|(attachment, addresses)| LeaseStatus {
+            veth: String::new(),
+            container: attachment.container.clone(),
+            ifname: attachment.ifname.clone(),
+            addresses: texts(addresses),
+        });
+        attached.chain(in_flight).collect()
     }
 
     fn conflict_list(&self) -> Vec<ConflictStatus> {
-        let conflicts = self.reconciler.conflicts().iter();
-        conflicts
-            .map(|conflict| ConflictStatus {
-                object: conflict.object.clone(),
-                remedy: conflict.remedy.clone(),
-            })
-            .collect()
+        let foreign = self.reconciler.conflicts().iter();
+        let foreign = foreign.map(|conflict| ConflictStatus {
+            object: conflict.object.clone(),
+            remedy: conflict.remedy.clone(),
+        });
+        let doubled = self.leases.iter().flat_map(Leases::conflicts).map(|conflict| ConflictStatus {
+            object: format!("pod address {} of the veths {}", conflict.address, conflict.veths.join(" and ")),
+            remedy: "delete the pods behind all of these veths but one".to_owned(),
+        });
+        foreign.chain(doubled).collect()
     }
 
     fn source_words(&self) -> String {
@@ -136,16 +151,6 @@ impl Control {
         let trouble = self.source.trouble.as_ref().map(|trouble| format!(", now in trouble: {trouble}"));
         format!("file {}, {read}{}", path.display(), trouble.unwrap_or_default())
     }
-}
-
-fn lease(veth: &ObservedVeth) -> Option<LeaseStatus> {
-    let alias = veth.alias.as_ref()?;
-    Some(LeaseStatus {
-        veth: veth.name.clone(),
-        container: alias.container.clone(),
-        ifname: alias.ifname.clone(),
-        addresses: texts(&alias.addresses),
-    })
 }
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {

@@ -11,7 +11,6 @@ use super::backoff::{Backoff, RED_AFTER};
 use crate::core::config::Config;
 use crate::core::desired::{Inputs, desired};
 use crate::core::plan::{Actual, Conflict, ForeignLink, Op, conflicts, plan};
-use crate::core::plumbing::Plumbing;
 use crate::core::status::ReconcileStatus;
 use crate::kernel::{Kernel, KernelError};
 
@@ -35,7 +34,6 @@ pub(super) struct Reconciler {
     settled: bool,
     conflicts: Vec<Conflict>,
     numbers: ReconcileStatus,
-    plumbing: Plumbing,
 }
 
 impl Reconciler {
@@ -50,7 +48,6 @@ impl Reconciler {
             settled: false,
             conflicts: Vec::new(),
             numbers: ReconcileStatus::default(),
-            plumbing: Plumbing::default(),
         })
     }
 
@@ -115,11 +112,10 @@ impl Reconciler {
         actual.foreign_links.iter().filter(holds).map(|link| link.name.clone()).collect()
     }
 
-    fn read(&mut self, now: Duration) -> Result<&Actual, KernelError> {
+    fn read(&mut self) -> Result<&Actual, KernelError> {
         // Cleared before the read: a change during it makes it stale again.
         self.stale = false;
-        let mut actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
-        self.plumbing.observe(&mut actual, now);
+        let actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
         Ok(self.observed.insert(actual))
     }
 
@@ -193,7 +189,7 @@ impl Control {
     /// Reads the kernel and lets the lease book know.
     pub(super) fn observe(&mut self) -> Result<(), KernelError> {
         let now = self.epoch.elapsed();
-        let actual = self.reconciler.read(now)?;
+        let actual = self.reconciler.read()?;
         if let Some(leases) = &mut self.leases {
             leases.observe(&actual.veths, &actual.routed_hosts, now);
         }

@@ -62,6 +62,7 @@ impl Control {
                 Reply::Leased(Lease { addresses: addresses.into_iter().map(with_gateway).collect(), mtu })
             }
             Err(error @ LeaseError::Exhausted { .. }) => refuse(RefusalKind::Exhausted, error.to_string()),
+            Err(error @ LeaseError::NoCidr) => refuse(RefusalKind::NotReady, error.to_string()),
         }
     }
 

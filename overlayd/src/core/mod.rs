@@ -7,6 +7,5 @@ pub mod forward;
 pub mod leases;
 pub mod node;
 pub mod plan;
-pub mod plumbing;
 pub mod status;
 pub mod table;
