@@ -118,8 +118,14 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
 #[must_use]
 pub fn inner_mtu(config: &Config, own: &Own, actual: &Actual) -> Option<u32> {
     // With both families IPv4 is the common one of most pairs of nodes; the routes of peers over IPv6 say less.
-    let v4 = own.underlay_v4.and_then(|address| link_mtu(actual, address.into())).map(|mtu| mtu - OVERHEAD_V4.min(mtu));
-    let v6 = own.underlay_v6.and_then(|address| link_mtu(actual, address.into())).map(|mtu| mtu - OVERHEAD_V6.min(mtu));
+    let v4 = own
+        .underlay_v4
+        .and_then(|address| link_mtu(actual, address.into()))
+        .map(|mtu| mtu - OVERHEAD_V4.min(mtu));
+    let v6 = own
+        .underlay_v6
+        .and_then(|address| link_mtu(actual, address.into()))
+        .map(|mtu| mtu - OVERHEAD_V6.min(mtu));
     let derived = v4.or(v6);
     match (config.mtu, derived) {
         (Some(configured), Some(derived)) => Some(configured.min(derived)),
@@ -265,10 +271,8 @@ pub fn rp_filter(link: &str) -> String {
 
 /// By device and not by address: a handful whatever the cluster looks like, and in a form that iptables can show.
 fn forward_rules(config: &Config) -> Vec<Rule> {
-    let rule = |part: Part| Rule {
-        comment: FORWARD_TAG.to_owned(),
-        parts: vec![part, Part::Counter, Part::Accept],
-    };
+    let rule =
+        |part: Part| Rule { comment: FORWARD_TAG.to_owned(), parts: vec![part, Part::Counter, Part::Accept] };
     let pods = || Device::Prefixed(tag::VETH_PREFIX.to_owned());
     let tunnel = || Device::Named(config.device.clone());
     vec![
@@ -280,7 +284,12 @@ fn forward_rules(config: &Config) -> Vec<Rule> {
 }
 
 fn exempt(inputs: Inputs<'_>, cluster: &[IpNet], families: &[Family]) -> Vec<Range> {
-    let local = inputs.actual.foreign_links.iter().flat_map(|link| &link.addresses).map(|net| IpNet::from(net.addr()));
+    let local = inputs
+        .actual
+        .foreign_links
+        .iter()
+        .flat_map(|link| &link.addresses)
+        .map(|net| IpNet::from(net.addr()));
     let multicast = families.iter().flat_map(|family| egress::multicast(*family));
     let all: Vec<IpNet> = cluster
         .iter()

@@ -337,7 +337,8 @@ fn forget_bare_flows(want: &Desired) -> Op {
 
 fn forward(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<Op>) {
     for chain in &have.forward_chains {
-        let wanted: &[Rule] = if chain.policy_drop && want.forward_accept { &want.forward_rules } else { &[] };
+        let wanted: &[Rule] =
+            if chain.policy_drop && want.forward_accept { &want.forward_rules } else { &[] };
         if chain.ours.iter().map(|(_, rule)| rule).eq(wanted) {
             continue;
         }
@@ -345,7 +346,10 @@ fn forward(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec
             create.push(Op::InsertForwardRules { chain: chain.name.clone(), rules: wanted.to_vec() });
         }
         delete.extend(
-            chain.ours.iter().map(|(handle, _)| Op::DeleteForwardRule { chain: chain.name.clone(), handle: *handle }),
+            chain
+                .ours
+                .iter()
+                .map(|(handle, _)| Op::DeleteForwardRule { chain: chain.name.clone(), handle: *handle }),
         );
     }
 }

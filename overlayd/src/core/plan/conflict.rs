@@ -70,7 +70,9 @@ fn routes(want: &Desired, have: &Actual) -> Vec<Conflict> {
         // The least metric wins: a foreign route with a greater one does no harm, and our unreachable routes are there
         // to lose against everything.
         let beats = |ours: &Route| {
-            ours.destination == foreign.destination && ours.via != Via::Unreachable && ours.metric >= foreign.metric
+            ours.destination == foreign.destination
+                && ours.via != Via::Unreachable
+                && ours.metric >= foreign.metric
         };
         let own = want.own_cidrs.contains(&foreign.destination);
         if !own && !want.routes.iter().any(beats) {
@@ -142,7 +144,8 @@ fn insert(chain: &ForwardChain, rule: &Rule) -> Option<String> {
             format!("{command} -I FORWARD {flag} {name}{wildcard} -j ACCEPT")
         }
         None => {
-            let (key, wildcard) = (if input { "iifname" } else { "oifname" }, if prefixed { "*" } else { "" });
+            let (key, wildcard) =
+                (if input { "iifname" } else { "oifname" }, if prefixed { "*" } else { "" });
             format!("nft 'insert rule {} {key} \"{name}{wildcard}\" accept'", chain.name)
         }
     })
