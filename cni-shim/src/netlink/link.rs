@@ -1,7 +1,12 @@
 //! Links: read, veth creation, the few attributes that we set.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
 use wire::packet::MacAddr;
 
 use super::{Netlink, NetlinkError};
@@ -60,7 +65,9 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        todo!()
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        self.dump(&RouteNetlinkMessage::GetLink(message), format_args!("list links"), link)
     }
 
     /// One link by name, or `None`.
@@ -68,8 +75,30 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let _ = name;
-        todo!()
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        match self.get(RouteNetlinkMessage::GetLink(message), format_args!("read link {name}")) {
+            // The kernel finds alternative names too: such a link is another one.
+            Ok(found) => Ok(found.and_then(link).filter(|link| link.name == name)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a link is up and sees its carrier (`IFF_RUNNING`): what is sent on it arrives.
+    ///
+    /// # Errors
+    /// `ENODEV` if it is gone.
+    pub fn link_is_running(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let found = self.get(RouteNetlinkMessage::GetLink(message), format_args!("read link {index}"))?;
+        Ok(found.is_some_and(|object| match object {
+            RouteNetlinkMessage::NewLink(message) => message.header.flags.contains(LinkFlags::Running),
+            _ => false,
+        }))
     }
 
     /// Creates a veth pair; both ends are down afterwards.
@@ -77,8 +106,26 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` if either name is taken.
     pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<(), NetlinkError> {
-        let _ = spec;
-        todo!()
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![
+            LinkAttribute::IfName(spec.pod_name.to_owned()),
+            LinkAttribute::Address(spec.pod_mac.0.to_vec()),
+            LinkAttribute::Mtu(spec.mtu),
+            LinkAttribute::NetNsFd(spec.pod_netns.as_raw_fd()),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(spec.host_name.to_owned()),
+            LinkAttribute::Address(spec.host_mac.0.to_vec()),
+            LinkAttribute::Mtu(spec.mtu),
+            LinkAttribute::Group(spec.group),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        let what = format_args!("create veth pair {} and {}", spec.host_name, spec.pod_name);
+        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, what)
     }
 
     /// Sets `IFLA_IFALIAS`.
@@ -86,8 +133,7 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_alias(&mut self, index: u32, alias: &str) -> Result<(), NetlinkError> {
-        let _ = (index, alias);
-        todo!()
+        self.set_link(index, LinkAttribute::IfAlias(alias.to_owned()), format_args!("alias"))
     }
 
     /// Sets or clears `IFF_UP`.
@@ -95,8 +141,12 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_up(&mut self, index: u32, up: bool) -> Result<(), NetlinkError> {
-        let _ = (index, up);
-        todo!()
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        let state = if up { "up" } else { "down" };
+        self.request(RouteNetlinkMessage::SetLink(message), 0, format_args!("set link {index} {state}"))
     }
 
     /// Sets the MTU in bytes.
@@ -104,8 +154,7 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_mtu(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
-        let _ = (index, mtu);
-        todo!()
+        self.set_link(index, LinkAttribute::Mtu(mtu), format_args!("mtu {mtu}"))
     }
 
     /// Sets the transmit queue's length in packets.
@@ -113,8 +162,11 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_tx_queue_len(&mut self, index: u32, packets: u32) -> Result<(), NetlinkError> {
-        let _ = (index, packets);
-        todo!()
+        self.set_link(
+            index,
+            LinkAttribute::TxQueueLen(packets),
+            format_args!("transmit queue length {packets}"),
+        )
     }
 
     /// Deletes a link.
@@ -122,7 +174,69 @@ impl Netlink {
     /// # Errors
     /// `ENODEV` if it is gone.
     pub fn delete_link(&mut self, index: u32) -> Result<(), NetlinkError> {
-        let _ = index;
-        todo!()
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.request(RouteNetlinkMessage::DelLink(message), 0, format_args!("delete link {index}"))
+    }
+
+    fn set_link(
+        &mut self,
+        index: u32,
+        attribute: LinkAttribute,
+        what: std::fmt::Arguments<'_>,
+    ) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(attribute);
+        self.request(RouteNetlinkMessage::SetLink(message), 0, format_args!("set {what} of link {index}"))
+    }
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: String::new(),
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        mac: None,
+        group: 0,
+        alias: None,
+        tx_queue_len: 0,
+        vxlan_port: None,
+        vxlan_vni: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(MacAddr),
+            LinkAttribute::Group(group) => link.group = group,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::TxQueueLen(packets) => link.tx_queue_len = packets,
+            LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.read_info(info)),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+impl Link {
+    fn read_info(&mut self, info: &LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = kind.to_string(),
+            LinkInfo::Data(InfoData::Vxlan(attributes)) => {
+                for attribute in attributes {
+                    match attribute {
+                        InfoVxlan::Port(port) => self.vxlan_port = Some(*port),
+                        InfoVxlan::Id(vni) => self.vxlan_vni = Some(*vni),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 }

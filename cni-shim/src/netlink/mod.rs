@@ -8,8 +8,19 @@ mod neighbour;
 mod route;
 mod socket;
 
+use std::net::IpAddr;
+
+use netlink_packet_route::AddressFamily;
+
 pub use address::Address;
 pub use link::{Link, VethSpec};
 pub use neighbour::Neighbour;
 pub use route::{Route, RouteKind};
 pub use socket::{Netlink, NetlinkError};
+
+/// The families that we read, IPv4 first.
+const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}

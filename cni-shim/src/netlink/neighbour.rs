@@ -2,9 +2,15 @@
 
 use std::net::IpAddr;
 
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteType;
 use wire::packet::MacAddr;
 
-use super::{Netlink, NetlinkError};
+use super::{FAMILIES, Netlink, NetlinkError, family};
 
 /// A neighbour entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,8 +36,18 @@ impl Netlink {
         address: IpAddr,
         mac: MacAddr,
     ) -> Result<(), NetlinkError> {
-        let _ = (link, address, mac);
-        todo!()
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(address);
+        message.header.ifindex = link;
+        message.header.state = NeighbourState::Permanent;
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let what = format_args!("set neighbour {address} ({mac}) on link {link}");
+        self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, what)
     }
 
     /// All neighbour entries with a link-layer address, both families.
@@ -39,6 +55,40 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, NetlinkError> {
-        todo!()
+        let mut all = Vec::new();
+        for family in FAMILIES {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family;
+            let what = format_args!("list neighbours");
+            all.extend(self.dump(
+                &RouteNetlinkMessage::GetNeighbour(message),
+                what,
+                |object| match object {
+                    RouteNetlinkMessage::NewNeighbour(message) if message.header.family == family => {
+                        neighbour(message)
+                    }
+                    _ => None,
+                },
+            )?);
+        }
+        Ok(all)
     }
+}
+
+fn neighbour(message: NeighbourMessage) -> Option<Neighbour> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(a)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(a)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(MacAddr),
+            _ => {}
+        }
+    }
+    Some(Neighbour {
+        link: message.header.ifindex,
+        address: address?,
+        mac: mac?,
+        permanent: message.header.state == NeighbourState::Permanent,
+    })
 }

@@ -1,21 +1,60 @@
 //! The socket: request, acknowledge, dump.
+//!
+//! Every request carries a fresh sequence number, and answers with another one are leftovers of a request
+//! that timed out: they are skipped. A dump that the kernel marks as interrupted (`NLM_F_DUMP_INTR`: the
+//! table changed under it, so entries may be missing) is taken again.
 
+use std::fmt;
 use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+/// How long one answer may take. The kernel answers within the system call unless it waits for its lock.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often an interrupted dump is taken again. One dump takes far less than the pause between two changes.
+const DUMP_ATTEMPTS: u32 = 32;
+
+/// Receive buffer in bytes; the kernel sends dumps in pieces of at most 32 KiB (`netlink_dump`).
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// Socket receive queue in bytes, for answers that arrive faster than they are read.
+const SOCKET_BUFFER: u32 = 1024 * 1024;
+
+/// `NLMSGERR_ATTR_MSG` of `linux/netlink.h`: the kernel's explanation in words.
+const NLMSGERR_ATTR_MSG: u16 = 1;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The kernel refused; the errno is inside.
-    #[error("{what}: {errno}")]
+    #[error("{what}: {errno}{}", Explanation(.explanation.as_deref()))]
     Kernel {
         /// What was being done, naming the object.
         what: String,
         /// The kernel's answer.
         errno: io::Error,
+        /// The kernel's own words (extended ack), if it gave any.
+        explanation: Option<String>,
     },
     /// The socket itself failed, or an answer was malformed.
     #[error("netlink socket: {0}")]
     Socket(#[from] io::Error),
+}
+
+struct Explanation<'a>(Option<&'a str>);
+
+impl fmt::Display for Explanation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |words| write!(f, ": {words}"))
+    }
 }
 
 impl NetlinkError {
@@ -30,8 +69,17 @@ impl NetlinkError {
 }
 
 /// An open rtnetlink socket.
-#[derive(Debug)]
-pub struct Netlink {}
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netlink").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
 
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace, with strict checking of dump requests and extended acks.
@@ -39,6 +87,224 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses the socket.
     pub fn open() -> Result<Self, NetlinkError> {
-        todo!()
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.set_netlink_get_strict_chk(true)?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
+        socket.set_rx_buf_sz(SOCKET_BUFFER)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT)).map_err(io::Error::from)?;
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// Sends one change and waits for its acknowledgement.
+    pub(super) fn request(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        what: fmt::Arguments<'_>,
+    ) -> Result<(), NetlinkError> {
+        let sequence = self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        self.answers(sequence, what, |_| {}).map(drop)
+    }
+
+    /// Asks for one object; the last object of the answer.
+    pub(super) fn get(
+        &mut self,
+        message: RouteNetlinkMessage,
+        what: fmt::Arguments<'_>,
+    ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
+        let sequence = self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
+        let mut found = None;
+        self.answers(sequence, what, |object| found = Some(object))?;
+        Ok(found)
+    }
+
+    /// Lists objects; `convert` picks and turns them into values.
+    pub(super) fn dump<T>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        what: fmt::Arguments<'_>,
+        convert: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let sequence = self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut found = Vec::new();
+            let consistent = self.answers(sequence, what, |object| found.extend(convert(object)))?;
+            if consistent {
+                return Ok(found);
+            }
+        }
+        let cause = format!("{what}: the table kept changing under {DUMP_ATTEMPTS} dumps");
+        Err(io::Error::new(io::ErrorKind::Interrupted, cause).into())
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<u32, NetlinkError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        Ok(self.sequence)
+    }
+
+    /// Reads until the acknowledgement, error or end of dump that belongs to `sequence`. False if the dump
+    /// was interrupted.
+    fn answers(
+        &mut self,
+        sequence: u32,
+        what: fmt::Arguments<'_>,
+        mut object: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<bool, NetlinkError> {
+        let mut consistent = true;
+        loop {
+            self.receive()?;
+            let mut rest = self.buffer.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkBuffer::new_checked(rest).map_err(malformed)?;
+                // The length was checked just above; the last message of a datagram may lack its padding.
+                let length = message.length() as usize;
+                let (bytes, header_flags) = (&rest[..length], message.flags());
+                let mine = message.sequence_number() == sequence;
+                let kind = message.message_type();
+                rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+                if !mine {
+                    continue;
+                }
+                consistent &= header_flags & NLM_F_DUMP_INTR == 0;
+                let parsed = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
+                    Ok(parsed) => parsed.payload,
+                    // A foreign object with an attribute that the decoder does not understand must not blind us to all
+                    // the others: it is passed over, and shows as EEXIST should it be in our way.
+                    Err(_) if kind > LAST_CONTROL_TYPE => continue,
+                    Err(error) => return Err(malformed(error)),
+                };
+                match parsed {
+                    NetlinkPayload::InnerMessage(inner) => object(inner),
+                    NetlinkPayload::Done(done) => {
+                        refusal(done.code, || explain_done(header_flags, &done.extended_ack), what)?;
+                        return Ok(consistent);
+                    }
+                    NetlinkPayload::Error(error) => {
+                        refusal(error.raw_code(), || explain_error(header_flags, &error.header), what)?;
+                        return Ok(consistent);
+                    }
+                    NetlinkPayload::Overrun(_) => return Err(malformed("overrun")),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Reads one datagram of the kernel, whole, into the buffer.
+    fn receive(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            self.buffer.clear();
+            let (length, _) = self.receive_once(libc::MSG_PEEK | libc::MSG_TRUNC)?;
+            self.buffer.clear();
+            self.buffer.reserve(length);
+            let (_, sender) = self.receive_once(0)?;
+            if sender.port_number() == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn receive_once(&mut self, flags: libc::c_int) -> Result<(usize, SocketAddr), NetlinkError> {
+        loop {
+            match self.socket.recv_from(&mut self.buffer, flags) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let cause = format!("no answer from the kernel within {} s", ANSWER_TIMEOUT.as_secs());
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, cause).into());
+                }
+                other => return Ok(other?),
+            }
+        }
+    }
+}
+
+/// Message types up to `NLMSG_MIN_TYPE` (`linux/netlink.h`) are netlink's own; objects have greater ones.
+const LAST_CONTROL_TYPE: u16 = 0xf;
+
+fn refusal(
+    code: i32,
+    explanation: impl FnOnce() -> Option<String>,
+    what: fmt::Arguments<'_>,
+) -> Result<(), NetlinkError> {
+    if code == 0 {
+        return Ok(());
+    }
+    let errno = io::Error::from_raw_os_error(code.saturating_abs());
+    Err(NetlinkError::Kernel { what: what.to_string(), errno, explanation: explanation() })
+}
+
+/// The words after an `NLMSG_ERROR`'s code: the request's header, its payload unless capped, then attributes.
+fn explain_error(flags: u16, after_code: &[u8]) -> Option<String> {
+    let request_length = if flags & NLM_F_CAPPED == 0 {
+        u32::from_ne_bytes(*after_code.first_chunk()?) as usize
+    } else {
+        NetlinkHeader::default().buffer_len()
+    };
+    explain_done(flags, after_code.get(request_length.next_multiple_of(4)..)?)
+}
+
+fn explain_done(flags: u16, attributes: &[u8]) -> Option<String> {
+    if flags & NLM_F_ACK_TLVS == 0 {
+        return None;
+    }
+    let words = NlasIterator::new(attributes).flatten().find(|nla| nla.kind() == NLMSGERR_ATTR_MSG)?;
+    let text = String::from_utf8_lossy(words.value()).trim_end_matches(['\0', '.']).to_owned();
+    Some(text)
+}
+
+fn malformed(cause: impl fmt::Display) -> NetlinkError {
+    io::Error::new(io::ErrorKind::InvalidData, format!("malformed answer: {cause}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(value.len() + 4).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn the_kernels_words_are_found_behind_a_capped_request() {
+        let mut bytes = vec![0; 16];
+        bytes.extend(attribute(2, &[9, 0, 0, 0]));
+        bytes.extend(attribute(1, b"Invalid prefix.\0"));
+        assert_eq!(explain_error(NLM_F_ACK_TLVS | NLM_F_CAPPED, &bytes).as_deref(), Some("Invalid prefix"));
+        assert_eq!(explain_error(NLM_F_CAPPED, &bytes), None);
+    }
+
+    #[test]
+    fn the_kernels_words_are_found_behind_a_whole_request() {
+        let mut bytes = vec![0; 28];
+        bytes[..4].copy_from_slice(&28_u32.to_ne_bytes());
+        bytes.extend(attribute(1, b"no\0"));
+        assert_eq!(explain_error(NLM_F_ACK_TLVS, &bytes).as_deref(), Some("no"));
+        bytes.truncate(20);
+        assert_eq!(explain_error(NLM_F_ACK_TLVS, &bytes), None);
+    }
+
+    #[test]
+    fn an_error_reads_as_one_sentence() {
+        let error = NetlinkError::Kernel {
+            what: "add route 10.0.0.1/32".into(),
+            errno: io::Error::from_raw_os_error(libc::EEXIST),
+            explanation: Some("already there".into()),
+        };
+        assert_eq!(error.to_string(), "add route 10.0.0.1/32: File exists (os error 17): already there");
+        assert_eq!(error.errno(), Some(libc::EEXIST));
     }
 }
