@@ -1,5 +1,87 @@
 //! The plugin binary: one verb per process.
 
-fn main() {
-    todo!()
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use cni_shim::conf::Refused;
+use cni_shim::error::{CniError, Code};
+use cni_shim::version::Version;
+use cni_shim::{Outcome, serve};
+
+/// Whether the one document of this process has been written to standard output.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// When the process gives up although a step still hangs, usually in the kernel. Every wait inside is shorter.
+const WATCHDOG: Duration = Duration::from_secs(20);
+
+/// The same for DEL: a runtime that waits for it holds up a pod that is going.
+const WATCHDOG_DEL: Duration = Duration::from_millis(4500);
+
+fn main() -> ExitCode {
+    watch();
+    let outcome =
+        catch_unwind(AssertUnwindSafe(|| finish(serve(|name| std::env::var_os(name), io::stdin()))));
+    outcome.unwrap_or_else(|_| {
+        let error = CniError::new(Code::Internal, "the overlayd plugin failed by a defect of its own")
+            .with_details("the plugin's standard error, in the runtime's log, says where");
+        fail(&Refused { version: Version::NEWEST, error })
+    })
+}
+
+fn finish(outcome: Result<Outcome, Refused>) -> ExitCode {
+    match outcome {
+        Ok(Outcome::Added(added)) => {
+            if let Err(error) = print(&added.document) {
+                eprintln!("overlayd cni: write the result: {error}; the attachment is taken back");
+                return ExitCode::FAILURE;
+            }
+            added.commit();
+            ExitCode::SUCCESS
+        }
+        Ok(Outcome::Versions(document)) => print(&document).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
+        Ok(Outcome::Silent) => ExitCode::SUCCESS,
+        Ok(Outcome::NotCalled) => {
+            let supported = Version::ALL.map(Version::as_str).join(", ");
+            eprintln!("overlayd {}: a CNI plugin, called by container runtimes", env!("CARGO_PKG_VERSION"));
+            eprintln!("CNI versions: {supported}");
+            ExitCode::SUCCESS
+        }
+        Err(refused) => fail(&refused),
+    }
+}
+
+fn fail(refused: &Refused) -> ExitCode {
+    eprintln!("overlayd cni: {}", refused.error);
+    // Without a reader the exit code alone has to do.
+    let _ = print(&refused.error.to_json(refused.version));
+    ExitCode::FAILURE
+}
+
+/// Writes the one document; the second caller is refused.
+fn print(document: &str) -> io::Result<()> {
+    if WRITTEN.swap(true, Ordering::Relaxed) {
+        return Err(io::Error::other("the document of this call is written already"));
+    }
+    let mut output = io::stdout();
+    output.write_all(document.as_bytes())?;
+    output.write_all(b"\n")?;
+    output.flush()
+}
+
+/// Ends the process with an error when it takes too long. What it made by then the runtime's DEL takes back.
+fn watch() {
+    let is_del = std::env::var_os("CNI_COMMAND").is_some_and(|command| command == "DEL");
+    let patience = if is_del { WATCHDOG_DEL } else { WATCHDOG };
+    thread::spawn(move || {
+        thread::sleep(patience);
+        let message = format!("the overlayd plugin did not finish within {} s", patience.as_secs_f32());
+        let error = CniError::new(Code::TryAgainLater, message);
+        if print(&error.to_json(Version::NEWEST)).is_ok() {
+            std::process::exit(1);
+        }
+    });
 }

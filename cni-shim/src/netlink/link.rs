@@ -86,6 +86,21 @@ impl Netlink {
         }
     }
 
+    /// Whether a link is up and sees its carrier (`IFF_RUNNING`): what is sent on it arrives.
+    ///
+    /// # Errors
+    /// `ENODEV` if it is gone.
+    pub fn link_is_running(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let found = self.get(RouteNetlinkMessage::GetLink(message), format_args!("read link {index}"))?;
+        Ok(found.is_some_and(|object| match object {
+            RouteNetlinkMessage::NewLink(message) => message.header.flags.contains(LinkFlags::Running),
+            _ => false,
+        }))
+    }
+
     /// Creates a veth pair; both ends are down afterwards.
     ///
     /// # Errors

@@ -1,13 +1,23 @@
 //! Folds Node events into an immutable picture of the cluster.
+//!
+//! The only state is the raw Node objects. What is believed of them is derived anew each time, as a
+//! function of the set alone: other nodes' objects are hostile input, and a bad one costs itself, never a
+//! good one.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 use wire::packet::MacAddr;
 
 use super::config::Config;
 use super::node::NodeObject;
+
+mod annotations;
+mod fold;
+
+pub use annotations::AnnotationPrefix;
 
 /// What a source of Node objects reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,11 +104,36 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// The MAC address of a node's VTEP that announces none: a function of its name, so that every node knows
+/// it without being told.
+#[must_use]
+pub fn vtep_mac(node_name: &str) -> MacAddr {
+    let digest: [u8; 32] = Sha256::digest(node_name).into();
+    let [a, b, c, d, e, f, ..] = digest;
+    MacAddr::local([a, b, c, d, e, f])
+}
+
 impl Book {
-    /// Takes in one event. Returns whether anything that we read changed.
+    /// Takes in one event. Returns whether anything that we read changed, or the first complete list came.
     pub fn apply(&mut self, event: NodeEvent) -> bool {
-        let _ = event;
-        todo!()
+        match event {
+            NodeEvent::Listed(list) => {
+                let nodes = list.into_iter().map(|node| (node.name.clone(), node)).collect();
+                let changed = !self.synced || self.nodes != nodes;
+                self.nodes = nodes;
+                self.synced = true;
+                changed
+            }
+            NodeEvent::Applied(node) => {
+                if self.nodes.get(&node.name) == Some(&*node) {
+                    return false;
+                }
+                self.nodes.insert(node.name.clone(), *node);
+                true
+            }
+            NodeEvent::Deleted(name) => self.nodes.remove(&name).is_some(),
+            NodeEvent::Trouble(_) => false,
+        }
     }
 
     /// Whether a complete list has been seen since the start.
@@ -113,10 +148,13 @@ impl Book {
         self.nodes.values().cloned().collect()
     }
 
-    /// Derives the believed picture.
+    /// Derives the believed picture. Without our own node nobody is a peer yet. Linear in the Nodes but
+    /// for the logarithm of a look-up.
     #[must_use]
     pub fn cluster(&self, config: &Config) -> Cluster {
-        let _ = config;
-        todo!()
+        fold::Fold::new(config).run(&self.nodes, self.synced)
     }
 }
+
+#[cfg(test)]
+mod tests;

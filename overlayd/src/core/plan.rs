@@ -1,9 +1,22 @@
 //! The difference between wish and reality, as ordered operations.
+//!
+//! Everything here is a value. Ownership is a tag on the kernel object (device name, route protocol, table name, veth
+//! prefix and group, rule comment): [`Actual`] holds our objects as such, and of foreign ones only facts. No operation
+//! can name a foreign object; where one stands in our way, [`plan`] leaves the place to it and [`conflicts`] names it.
 
+mod conflict;
+pub mod ruleset;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::desired::Desired;
+use ipnet::IpNet;
+
+use super::desired::{Desired, egress};
 use super::leases::ObservedVeth;
+use ruleset::{ChainName, Family, ForwardChain, Range, Rule, Ruleset, Set};
+
+pub use conflict::{Conflict, conflicts};
 
 /// What the kernel holds: our own objects, and the facts about others' that decisions need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,31 +25,334 @@ pub struct Actual {
     pub veths: Vec<ObservedVeth>,
     /// Every /32 and /128 host destination in table main, whoever owns it, that lies on a link (not the TUN).
     pub routed_hosts: Vec<IpAddr>,
+    /// Indexes of veths of ours whose plumbing is over: what they lack was lost, and is ours to restore.
+    pub settled: BTreeSet<u32>,
+    /// Indexes of veths with our prefix and group that stayed without an alias for longer than any plumbing lasts.
+    pub orphans: BTreeSet<u32>,
+    /// Our TUN device.
+    pub device: Option<Device>,
+    /// Addresses on it, of any scope.
+    pub device_addresses: BTreeSet<IpNet>,
+    /// Routes of table main with our protocol number.
+    pub routes: BTreeSet<Route>,
+    /// Our nftables table.
+    pub table: Option<Ruleset>,
+    /// Base chains of others on the forward hook that drop by policy or hold rules of ours.
+    pub forward_chains: Vec<ForwardChain>,
+    /// Values of the sysctls that we care about, by path below `/proc/sys`; one that does not exist is not here.
+    pub sysctls: BTreeMap<String, String>,
+    /// All other links.
+    pub foreign_links: Vec<ForeignLink>,
+    /// Routes of table main that others own, default routes left out.
+    pub foreign_routes: Vec<ForeignRoute>,
+    /// Names of the links that a router-advertised IPv6 default route leaves by.
+    pub advertised_defaults: BTreeSet<String>,
+}
+
+/// Our TUN device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Transmit queue's length in packets.
+    pub tx_queue_len: u32,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// A link of somebody else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForeignLink {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Kind as the kernel names it, empty for hardware.
+    pub kind: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// UDP port, if it is a vxlan device.
+    pub vxlan_port: Option<u16>,
+    /// VNI, if it is a vxlan device.
+    pub vxlan_vni: Option<u32>,
+}
+
+/// A route of somebody else in table main.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignRoute {
+    /// Destination.
+    pub destination: IpNet,
+    /// Metric.
+    pub metric: u32,
+    /// Name of the link it leaves by, if it has one.
+    pub link: Option<String>,
+}
+
+/// A route of ours in table main. Destination and metric are its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// Destination.
+    pub destination: IpNet,
+    /// Metric.
+    pub metric: u32,
+    /// Where to.
+    pub via: Via,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+}
+
+impl Route {
+    /// What the kernel allows once.
+    #[must_use]
+    pub fn key(&self) -> (IpNet, u32) {
+        (self.destination, self.metric)
+    }
+}
+
+/// Where a route of ours leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Via {
+    /// Out by the link with this index.
+    Link(u32),
+    /// Back to the sender as an ICMP error.
+    Unreachable,
 }
 
 /// One change to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {}
-
-/// A foreign object that stands where ours should.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Conflict {
-    /// What stands there, named as an operator would find it.
-    pub object: String,
-    /// What to do about it, with the exact command where there is one.
-    pub remedy: String,
+pub enum Op {
+    /// Writes a sysctl.
+    SetSysctl {
+        /// Path below `/proc/sys`.
+        key: String,
+        /// Value.
+        value: String,
+    },
+    /// Sets the TUN device's MTU in bytes.
+    SetMtu {
+        /// Interface index.
+        link: u32,
+        /// Bytes.
+        mtu: u32,
+    },
+    /// Sets the TUN device's queue length in packets.
+    SetQueueLength {
+        /// Interface index.
+        link: u32,
+        /// Packets.
+        packets: u32,
+    },
+    /// Brings a link of ours up.
+    SetUp {
+        /// Interface index.
+        link: u32,
+    },
+    /// Adds an address to the TUN device.
+    AddAddress {
+        /// Interface index.
+        link: u32,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Removes an address from the TUN device.
+    DeleteAddress {
+        /// Interface index.
+        link: u32,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Adds a route exclusively.
+    AddRoute(Route),
+    /// Replaces our route of the same identity.
+    ReplaceRoute(Route),
+    /// Deletes a route of ours.
+    DeleteRoute(Route),
+    /// Puts this in the place of our table, in one transaction.
+    ReplaceTable(Ruleset),
+    /// Puts these in the place of the elements of our sets of the same names, in one transaction.
+    ReplaceElements(Vec<Set>),
+    /// Deletes our table.
+    DeleteTable,
+    /// Deletes conntrack entries that leave the cluster without source NAT: they began while our table was missing,
+    /// and would stay bare for as long as they live.
+    ForgetBareFlows {
+        /// Sources: pods of this node.
+        sources: Vec<Range>,
+        /// Destinations that rightly see pod addresses.
+        exempt: Vec<Range>,
+    },
+    /// Inserts tagged rules at the head of somebody else's chain.
+    InsertForwardRules {
+        /// The chain.
+        chain: ChainName,
+        /// The rules, in the order in which they shall stand.
+        rules: Vec<Rule>,
+    },
+    /// Deletes a tagged rule from somebody else's chain.
+    DeleteForwardRule {
+        /// The chain.
+        chain: ChainName,
+        /// The kernel's handle of the rule.
+        handle: u64,
+    },
+    /// Deletes a link of ours.
+    DeleteLink {
+        /// Interface index.
+        link: u32,
+        /// Name: another link may have the index by now.
+        name: String,
+    },
 }
 
 /// Ordered operations that turn `have` into `want`: creations before deletions.
 #[must_use]
 pub fn plan(want: &Desired, have: &Actual) -> Vec<Op> {
-    let _ = (want, have);
-    todo!()
+    let mut create = sysctls(want, have);
+    let mut delete = Vec::new();
+    device(want, have, &mut create, &mut delete);
+    for link in &want.links_up {
+        if have.veths.iter().any(|veth| veth.index == *link && !veth.up) {
+            create.push(Op::SetUp { link: *link });
+        }
+    }
+    routes(want, have, &mut create, &mut delete);
+    table(want, have, &mut create);
+    forward(want, have, &mut create, &mut delete);
+    let surplus = have.veths.iter().filter(|veth| want.surplus_links.contains(&veth.index));
+    delete.extend(surplus.map(|veth| Op::DeleteLink { link: veth.index, name: veth.name.clone() }));
+    create.append(&mut delete);
+    create
 }
 
-/// Foreign objects in our way.
+/// Operations that remove all that is ours on this node but the pods' veths.
 #[must_use]
-pub fn conflicts(want: &Desired, have: &Actual) -> Vec<Conflict> {
-    let _ = (want, have);
-    todo!()
+pub fn cleanup_plan(have: &Actual) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for chain in &have.forward_chains {
+        for (handle, _) in &chain.ours {
+            ops.push(Op::DeleteForwardRule { chain: chain.name.clone(), handle: *handle });
+        }
+    }
+    if have.table.is_some() {
+        ops.push(Op::DeleteTable);
+    }
+    // Host routes go with the veths that they lead to.
+    let to_veth = |route: &Route| have.veths.iter().any(|veth| route.via == Via::Link(veth.index));
+    ops.extend(have.routes.iter().filter(|route| !to_veth(route)).cloned().map(Op::DeleteRoute));
+    if let Some(device) = &have.device {
+        ops.push(Op::DeleteLink { link: device.index, name: device.name.clone() });
+    }
+    ops
 }
+
+/// Operations that take the network away from every pod of ours.
+#[must_use]
+pub fn cleanup_veths_plan(have: &Actual) -> Vec<Op> {
+    have.veths.iter().map(|veth| Op::DeleteLink { link: veth.index, name: veth.name.clone() }).collect()
+}
+
+fn sysctls(want: &Desired, have: &Actual) -> Vec<Op> {
+    want.sysctls
+        .iter()
+        .filter(|sysctl| have.sysctls.get(&sysctl.key).is_some_and(|value| *value != sysctl.value))
+        .map(|sysctl| Op::SetSysctl { key: sysctl.key.clone(), value: sysctl.value.clone() })
+        .collect()
+}
+
+fn device(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<Op>) {
+    let Some(device) = &have.device else { return };
+    let link = device.index;
+    if let Some(mtu) = want.mtu.filter(|mtu| *mtu != device.mtu) {
+        create.push(Op::SetMtu { link, mtu });
+    }
+    if want.queue_length != device.tx_queue_len {
+        create.push(Op::SetQueueLength { link, packets: want.queue_length });
+    }
+    if !device.up {
+        create.push(Op::SetUp { link });
+    }
+    let missing = want.addresses.difference(&have.device_addresses);
+    create.extend(missing.map(|net| Op::AddAddress { link, net: *net }));
+    let stale = have.device_addresses.difference(&want.addresses);
+    delete.extend(stale.map(|net| Op::DeleteAddress { link, net: *net }));
+}
+
+fn routes(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<Op>) {
+    let taken: BTreeSet<(IpNet, u32)> =
+        have.foreign_routes.iter().map(|route| (route.destination, route.metric)).collect();
+    let ours: BTreeMap<(IpNet, u32), &Route> = have.routes.iter().map(|route| (route.key(), route)).collect();
+    let wanted: BTreeSet<(IpNet, u32)> = want.routes.iter().map(Route::key).collect();
+    for route in &want.routes {
+        match ours.get(&route.key()) {
+            Some(present) if *present == route => {}
+            Some(_) => create.push(Op::ReplaceRoute(route.clone())),
+            None if taken.contains(&route.key()) => {}
+            None => create.push(Op::AddRoute(route.clone())),
+        }
+    }
+    // Routes to links other than the TUN belong to a pod that the plugin may be plumbing right now; they go with
+    // their link and are never deleted by destination.
+    let tun = have.device.as_ref().map(|device| Via::Link(device.index));
+    let stale = have.routes.iter().filter(|route| !wanted.contains(&route.key()));
+    let stale = stale.filter(|route| route.via == Via::Unreachable || Some(route.via) == tun);
+    delete.extend(stale.cloned().map(Op::DeleteRoute));
+}
+
+fn table(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
+    let whole = have.table.as_ref().filter(|table| table.same_shape(&want.table));
+    let Some(table) = whole else {
+        create.push(Op::ReplaceTable(want.table.clone()));
+        create.push(forget_bare_flows(want));
+        return;
+    };
+    let changed: Vec<Set> = want.table.sets.iter().filter(|set| !table.sets.contains(set)).cloned().collect();
+    if changed.is_empty() {
+        return;
+    }
+    // Pods that go out bare when these elements are not there.
+    let masqueraded = |pods: &Range| {
+        let cluster = egress::set_names(Family::of(pods.first)).cluster;
+        table.ranges(cluster).iter().any(|range| range.first <= pods.first && pods.last <= range.last)
+    };
+    let exposed = !want.bare_flow_sources.iter().all(masqueraded);
+    create.push(Op::ReplaceElements(changed));
+    if exposed {
+        create.push(forget_bare_flows(want));
+    }
+}
+
+fn forget_bare_flows(want: &Desired) -> Op {
+    Op::ForgetBareFlows { sources: want.bare_flow_sources.clone(), exempt: want.bare_flow_exempt.clone() }
+}
+
+fn forward(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<Op>) {
+    for chain in &have.forward_chains {
+        let wanted: &[Rule] =
+            if chain.policy_drop && want.forward_accept { &want.forward_rules } else { &[] };
+        if chain.ours.iter().map(|(_, rule)| rule).eq(wanted) {
+            continue;
+        }
+        if !wanted.is_empty() {
+            create.push(Op::InsertForwardRules { chain: chain.name.clone(), rules: wanted.to_vec() });
+        }
+        delete.extend(
+            chain
+                .ours
+                .iter()
+                .map(|(handle, _)| Op::DeleteForwardRule { chain: chain.name.clone(), handle: *handle }),
+        );
+    }
+}
+
+#[cfg(test)]
+mod laws;

@@ -1,11 +1,41 @@
 //! Kernel state: `read()` what is, `apply()` one operation. Netlink and nftables only, no binaries.
+//!
+//! Everything is synchronous, on one socket per purpose, in the network namespace of the thread that opened them.
+//! Operations can be repeated: deleting what is gone is success, and adding what is there is success if a fresh
+//! read shows that it is ours.
 
-use crate::core::plan::{Actual, Op};
+mod attribute;
+mod conntrack;
+mod expression;
+mod netfilter;
+mod nftables;
+mod observe;
+mod plumbing;
+mod sysctl;
+mod watch;
+
+use std::fmt::Display;
+use std::time::Instant;
+
+use cni_shim::netlink::{Netlink, NetlinkError};
+
+use crate::core::plan::{Actual, Op, Route};
+use netfilter::Netfilter;
+use plumbing::Plumbing;
+use sysctl::Sysctls;
+
+pub use watch::{Watch, watch};
 
 /// Why a read or an operation failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct KernelError(pub String);
+
+impl From<NetlinkError> for KernelError {
+    fn from(error: NetlinkError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// What an operation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,7 +46,15 @@ pub struct Applied {
 
 /// Sockets to the kernel. Synchronous; every call is short.
 #[derive(Debug)]
-pub struct Kernel {}
+pub struct Kernel {
+    device: String,
+    netlink: Netlink,
+    netfilter: Netfilter,
+    nftables: nftables::Reader,
+    sysctls: Sysctls,
+    plumbing: Plumbing,
+    epoch: Instant,
+}
 
 impl Kernel {
     /// Opens the sockets in the calling thread's network namespace. `device` is the TUN device's name.
@@ -24,8 +62,15 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses one.
     pub fn open(device: &str) -> Result<Self, KernelError> {
-        let _ = device;
-        todo!()
+        Ok(Self {
+            device: device.to_owned(),
+            netlink: Netlink::open()?,
+            netfilter: Netfilter::open().map_err(failed("open a netfilter socket"))?,
+            nftables: nftables::Reader::default(),
+            sysctls: Sysctls::default(),
+            plumbing: Plumbing::default(),
+            epoch: Instant::now(),
+        })
     }
 
     /// Reads everything that carries our tag, and the facts that decisions need.
@@ -33,7 +78,19 @@ impl Kernel {
     /// # Errors
     /// If a dump fails.
     pub fn read(&mut self) -> Result<Actual, KernelError> {
-        todo!()
+        // Routes before links: the route of a veth that appears in between is then missing and not foreign.
+        let routes = self.netlink.routes()?;
+        let links = self.netlink.links()?;
+        let addresses = self.netlink.addresses()?;
+        let mut actual =
+            observe::observe(&self.device, &observe::Dumps { links, addresses, routes: &routes });
+        let routed = observe::routed_links(&routes);
+        let ages = self.plumbing.observe(&actual.veths, &routed, self.epoch.elapsed());
+        (actual.settled, actual.orphans) = (ages.settled, ages.orphans);
+        let rules = self.nftables.read(&mut self.netfilter).map_err(failed("read nftables"))?;
+        (actual.table, actual.forward_chains) = (rules.table, rules.forward_chains);
+        actual.sysctls = self.sysctls.read(observe::sysctl_keys(&self.device, &actual));
+        Ok(actual)
     }
 
     /// Makes one change. Repeating it is harmless.
@@ -41,20 +98,84 @@ impl Kernel {
     /// # Errors
     /// In words, naming the object.
     pub fn apply(&mut self, op: &Op) -> Result<Applied, KernelError> {
-        let _ = op;
-        todo!()
+        let (netlink, netfilter) = (&mut self.netlink, &mut self.netfilter);
+        match op {
+            Op::SetSysctl { key, value } => {
+                let what = format!("write {value} to sysctl {}", key.replace('/', "."));
+                self.sysctls.write(key, value).map_err(failed(&what))?;
+            }
+            Op::SetMtu { link, mtu } => netlink.set_link_mtu(*link, *mtu)?,
+            Op::SetQueueLength { link, packets } => netlink.set_link_tx_queue_len(*link, *packets)?,
+            Op::SetUp { link } => gone_is_fine(netlink.set_link_up(*link, true), &[libc::ENODEV])?,
+            Op::AddAddress { link, net } => match netlink.add_address(*link, *net) {
+                Err(error) if error.errno() == Some(libc::EEXIST) => {
+                    let there = |found: &cni_shim::netlink::Address| found.link == *link && found.net == *net;
+                    if !netlink.addresses()?.iter().any(there) {
+                        return Err(error.into());
+                    }
+                }
+                other => other?,
+            },
+            Op::DeleteAddress { link, net } => {
+                gone_is_fine(netlink.delete_address(*link, *net), &[libc::EADDRNOTAVAIL, libc::ENODEV])?;
+            }
+            Op::AddRoute(route) => self.add_route(route)?,
+            Op::ReplaceRoute(route) => netlink.replace_route(&observe::request(route))?,
+            Op::DeleteRoute(route) => {
+                let gone = [libc::ESRCH, libc::ENOENT, libc::ENODEV];
+                gone_is_fine(netlink.delete_route(&observe::request(route)), &gone)?;
+            }
+            Op::ReplaceTable(ruleset) => {
+                nftables::replace_table(netfilter, ruleset)
+                    .map_err(failed("replace nftables table inet overlayd"))?;
+            }
+            Op::ReplaceElements(sets) => nftables::replace_elements(netfilter, sets)
+                .map_err(failed("replace elements of nftables table inet overlayd"))?,
+            Op::DeleteTable => {
+                nftables::delete_table(netfilter).map_err(failed("delete nftables table inet overlayd"))?;
+            }
+            Op::ForgetBareFlows { sources, exempt } => {
+                let deleted = conntrack::forget_bare(netfilter, sources, exempt);
+                let conntrack_deleted =
+                    deleted.map_err(failed("delete conntrack entries without source NAT"))?;
+                return Ok(Applied { conntrack_deleted });
+            }
+            Op::InsertForwardRules { chain, rules } => nftables::insert_rules(netfilter, chain, rules)
+                .map_err(failed(&format!("insert accept rules into chain {chain}")))?,
+            Op::DeleteForwardRule { chain, handle } => nftables::delete_rule(netfilter, chain, *handle)
+                .map_err(failed(&format!("delete our rule {handle} of chain {chain}")))?,
+            Op::DeleteLink { link, name } => {
+                // The index may be another link's by now.
+                if netlink.link_by_name(name)?.is_some_and(|found| found.index == *link) {
+                    gone_is_fine(netlink.delete_link(*link), &[libc::ENODEV])?;
+                }
+            }
+        }
+        Ok(Applied::default())
+    }
+
+    fn add_route(&mut self, route: &Route) -> Result<(), KernelError> {
+        match self.netlink.add_route(&observe::request(route)) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                let routes = self.netlink.routes()?;
+                let ours = routes.iter().filter_map(observe::own_route).any(|found| found == *route);
+                if ours { Ok(()) } else { Err(error.into()) }
+            }
+            // The pod is gone, and its veth with it.
+            other => Ok(gone_is_fine(other, &[libc::ENODEV])?),
+        }
     }
 }
 
-/// Subscriptions to link, address, route and nftables changes. Dropping it ends them.
-#[derive(Debug)]
-pub struct Watch {}
+/// Turns "it is not there" into success.
+fn gone_is_fine(result: Result<(), NetlinkError>, gone: &[i32]) -> Result<(), NetlinkError> {
+    match result {
+        Err(error) if error.errno().is_some_and(|errno| gone.contains(&errno)) => Ok(()),
+        other => other,
+    }
+}
 
-/// Calls `notify` (from its own thread) after every burst of changes, also our own.
-///
-/// # Errors
-/// If the kernel refuses the sockets.
-pub fn watch(notify: impl Fn() + Send + 'static) -> Result<Watch, KernelError> {
-    let _ = notify;
-    todo!()
+fn failed<E: Display>(what: &str) -> impl FnOnce(E) -> KernelError {
+    let what = what.to_owned();
+    move |error| KernelError(format!("{what}: {error}"))
 }

@@ -1,0 +1,274 @@
+//! The plumbing of one attachment, as one value: dropping it before [`Plumbing::commit`] takes everything back.
+//!
+//! Everything hangs on the veth pair, so taking back is one deletion: the kernel drops addresses, routes and
+//! neighbours with their link. Nothing else is ever deleted, a route by its prefix least of all: it could be
+//! another's. The steps are ordered so that a plugin killed between any two leaves a link that the daemon
+//! recognises: the pair is born with name, group and both MACs, and the next message gives it the alias, which is
+//! the lease.
+//!
+//! Neither side asks for the other's MAC: both know it before the first packet, from permanent neighbour entries.
+//! So the gateways (169.254.1.1, fe80::1) need to exist on no wire, and no address of the host stands on a pod's link
+//! except fe80::1, which answers an IPv6 pod whose entries were flushed.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use wire::ipc::{Attachment, Lease};
+use wire::packet::MacAddr;
+use wire::tag::{
+    Alias, GATEWAY_V6, POD_ROUTE_METRIC, ROUTE_PROTOCOL, VETH_GROUP, host_mac, pod_mac, veth_name,
+};
+
+use crate::error::{CniError, Code};
+use crate::netlink::{Netlink, NetlinkError, Route, RouteKind, VethSpec};
+use crate::netns::Namespace;
+use crate::sysctl::{self, Setting};
+
+/// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
+pub(crate) const TABLE_MAIN: u32 = 254;
+
+/// How long both ends may take to see each other's carrier: the kernel does it from a work queue, in microseconds
+/// unless that is busy. A packet before it is lost.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Settings of every host end. The kernel forwards IPv4 by the ingress device's own setting. Loose reverse path
+/// filtering: a pod that reaches itself by a service address comes in by the link it goes out.
+const HOST_V4: [Setting; 3] =
+    [Setting::v4("forwarding", "1"), Setting::v4("rp_filter", "2"), Setting::v4("accept_redirects", "0")];
+
+/// Settings of a host end that carries IPv6: no address that the kernel makes up, nothing that a pod could advertise.
+/// With forwarding the kernel answers as a router; without, the pod would drop its default route on an answer.
+const HOST_V6: [Setting; 6] = [
+    Setting::v6("addr_gen_mode", "1"),
+    Setting::v6("accept_dad", "0"),
+    Setting::v6("accept_ra", "0"),
+    Setting::v6("accept_redirects", "0"),
+    Setting::v6("forwarding", "1"),
+    Setting::v6("disable_ipv6", "0"),
+];
+
+/// Settings of a pod's end that carries IPv6: usable at once, no waiting for duplicates on a link of two.
+const POD_V6: [Setting; 3] =
+    [Setting::v6("accept_dad", "0"), Setting::v6("accept_ra", "0"), Setting::v6("disable_ipv6", "0")];
+
+/// What to plumb.
+#[derive(Clone, Copy, Debug)]
+pub struct Blueprint<'a> {
+    /// Who.
+    pub attachment: &'a Attachment,
+    /// Where.
+    pub namespace: &'a Namespace,
+    /// With which addresses.
+    pub lease: &'a Lease,
+}
+
+/// Why there is no attachment.
+#[derive(Debug)]
+pub enum Failure {
+    /// These addresses have a route already: somebody else holds them.
+    Taken(Vec<IpAddr>),
+    /// Anything else.
+    Cni(CniError),
+}
+
+impl From<CniError> for Failure {
+    fn from(error: CniError) -> Self {
+        Self::Cni(error)
+    }
+}
+
+impl From<NetlinkError> for Failure {
+    fn from(error: NetlinkError) -> Self {
+        Self::Cni(error.into())
+    }
+}
+
+impl From<NetlinkError> for CniError {
+    fn from(error: NetlinkError) -> Self {
+        Self::new(Code::Plumbing, error.to_string())
+    }
+}
+
+/// A pod's link as made. Dropping it deletes the link.
+#[derive(Debug)]
+pub struct Plumbing {
+    netlink: Netlink,
+    host_name: String,
+    committed: bool,
+}
+
+impl Plumbing {
+    /// Makes the veth pair and everything on both ends.
+    ///
+    /// # Errors
+    /// Nothing is left behind then.
+    pub fn build(blueprint: &Blueprint<'_>) -> Result<Self, Failure> {
+        let Blueprint { attachment, namespace, lease } = *blueprint;
+        let host_name = veth_name(attachment);
+        let (host_mac, pod_mac) = (host_mac(&host_name), pod_mac(&host_name));
+        let mut netlink = Netlink::open()?;
+        let spec = VethSpec {
+            host_name: &host_name,
+            host_mac,
+            group: VETH_GROUP,
+            pod_name: &attachment.ifname,
+            pod_mac,
+            pod_netns: std::os::fd::AsFd::as_fd(namespace),
+            mtu: lease.mtu,
+        };
+        netlink.create_veth(&spec).map_err(|error| match error.errno() {
+            Some(libc::EEXIST) => exists(attachment, namespace, &host_name),
+            _ => error.into(),
+        })?;
+        let mut plumbing = Self { netlink, host_name, committed: false };
+        plumbing.host_side(attachment, lease, pod_mac)?;
+        let inside = || pod_side(&attachment.ifname, lease, host_mac);
+        namespace.enter(inside).map_err(|error| {
+            CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()))
+        })??;
+        plumbing.await_carrier()?;
+        Ok(plumbing)
+    }
+
+    /// Keeps it: the result has been delivered.
+    pub fn commit(mut self) {
+        self.committed = true;
+    }
+
+    fn host_side(&mut self, attachment: &Attachment, lease: &Lease, pod_mac: MacAddr) -> Result<(), Failure> {
+        let index = self.index()?;
+        let addresses: Vec<IpAddr> = lease.addresses.iter().map(|leased| leased.address).collect();
+        self.netlink.set_link_alias(index, &Alias::new(attachment, &addresses).emit())?;
+        let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
+        for setting in HOST_V4 {
+            setting.apply(&self.host_name)?;
+        }
+        if has_v6 {
+            for setting in HOST_V6 {
+                setting.apply(&self.host_name)?;
+            }
+        } else if sysctl::has_ipv6() {
+            Setting::v6("disable_ipv6", "1").apply(&self.host_name)?;
+        }
+        self.netlink.set_link_up(index, true)?;
+        if has_v6 {
+            self.netlink.add_address(index, IpAddr::V6(GATEWAY_V6).into())?;
+        }
+        let mut taken = Vec::new();
+        for address in addresses {
+            self.netlink.set_permanent_neighbour(index, address, pod_mac)?;
+            if !self.claim(index, address)? {
+                taken.push(address);
+            }
+        }
+        if taken.is_empty() { Ok(()) } else { Err(Failure::Taken(taken)) }
+    }
+
+    /// Adds the host route to a pod's address; false if another link has it.
+    fn claim(&mut self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
+        let route = host_route(index, address);
+        match self.netlink.add_route(&route) {
+            Ok(()) => Ok(true),
+            // The daemon gives a route to every link that has an alias and none: it may have been quicker.
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(self.netlink.routes()?.contains(&route)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn await_carrier(&mut self) -> Result<(), Failure> {
+        let index = self.index()?;
+        let deadline = Instant::now() + CARRIER_PATIENCE;
+        while !self.netlink.link_is_running(index)? {
+            if Instant::now() > deadline {
+                let message = format!("link {} does not come up", self.host_name);
+                return Err(CniError::new(Code::Plumbing, message).into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn index(&mut self) -> Result<u32, CniError> {
+        let found = self.netlink.link_by_name(&self.host_name)?;
+        let gone = || CniError::new(Code::Plumbing, format!("link {} went away", self.host_name));
+        found.map(|link| link.index).ok_or_else(gone)
+    }
+}
+
+impl Drop for Plumbing {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        // The runtime's DEL finds what could not be deleted here.
+        if let Ok(Some(link)) = self.netlink.link_by_name(&self.host_name)
+            && link.group == VETH_GROUP
+        {
+            let _ = self.netlink.delete_link(link.index);
+        }
+    }
+}
+
+/// The route on the host to one address of a pod.
+pub(crate) fn host_route(link: u32, address: IpAddr) -> Route {
+    Route {
+        destination: address.into(),
+        table: TABLE_MAIN,
+        metric: POD_ROUTE_METRIC,
+        kind: RouteKind::Unicast,
+        protocol: ROUTE_PROTOCOL,
+        link: Some(link),
+        gateway: None,
+        source: None,
+        mtu: None,
+        onlink: false,
+    }
+}
+
+pub(crate) fn exists(attachment: &Attachment, namespace: &Namespace, host_name: &str) -> CniError {
+    let Attachment { network, container, ifname } = attachment;
+    let message = format!("container {container} already has an interface {ifname} (network {network})");
+    CniError::new(Code::Exists, message)
+        .with_details(format!("{ifname} in {} or {host_name} on the host exists", namespace.path()))
+}
+
+/// Everything inside the pod's namespace.
+fn pod_side(ifname: &str, lease: &Lease, host_mac: MacAddr) -> Result<(), CniError> {
+    let mut netlink = Netlink::open()?;
+    let mut index_of = |name: &str| {
+        let gone =
+            || CniError::new(Code::Plumbing, format!("link {name} is not in the container's namespace"));
+        netlink.link_by_name(name)?.map(|link| link.index).ok_or_else(gone)
+    };
+    let (loopback, index) = (index_of("lo")?, index_of(ifname)?);
+    if lease.addresses.iter().any(|leased| leased.address.is_ipv6()) {
+        Setting::v6("disable_ipv6", "0").apply("lo")?;
+        for setting in POD_V6 {
+            setting.apply(ifname)?;
+        }
+    }
+    netlink.set_link_up(loopback, true)?;
+    netlink.set_link_up(index, true)?;
+    for leased in &lease.addresses {
+        netlink.add_address(index, leased.address.into())?;
+        netlink.set_permanent_neighbour(index, leased.gateway, host_mac)?;
+        let gateway = Route { metric: 0, ..host_route(index, leased.gateway) };
+        netlink.add_route(&gateway)?;
+        netlink.add_route(&default_route(index, leased.gateway))?;
+    }
+    Ok(())
+}
+
+/// The pod's way to everything.
+fn default_route(link: u32, gateway: IpAddr) -> Route {
+    let any: IpAddr =
+        if gateway.is_ipv4() { [0; 4].into() } else { IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) };
+    Route {
+        // A prefix of zero bits is valid in both families.
+        destination: ipnet::IpNet::new_assert(any, 0),
+        metric: 0,
+        gateway: Some(gateway),
+        onlink: true,
+        ..host_route(link, any)
+    }
+}

@@ -1,0 +1,98 @@
+//! DEL: needs neither the namespace nor the daemon, and succeeds for what is not there.
+
+use std::time::Duration;
+
+use wire::ipc::Attachment;
+use wire::tag::{Alias, VETH_GROUP, network_hash, veth_name};
+
+use crate::add::release;
+use crate::conf::Conf;
+use crate::environment::Target;
+use crate::error::CniError;
+use crate::netlink::{Link, Netlink};
+
+/// How long telling the daemon may take.
+const RELEASE_PATIENCE: Duration = Duration::from_millis(800);
+
+/// Detaches a container.
+///
+/// # Errors
+/// Only if the kernel refuses to delete a link that is there and ours.
+pub fn delete(conf: &Conf, target: Target) -> Result<(), CniError> {
+    let attachment =
+        Attachment { network: conf.network.clone(), container: target.container, ifname: target.ifname };
+    let mut netlink = Netlink::open()?;
+    if let Some(link) = netlink.link_by_name(&veth_name(&attachment))? {
+        if !is_of(&link, &attachment) {
+            eprintln!("overlayd cni: link {} is not of this attachment and stays", link.name);
+            return Ok(());
+        }
+        match netlink.delete_link(link.index) {
+            Err(error) if error.errno() == Some(libc::ENODEV) => {}
+            other => other?,
+        }
+    }
+    release(conf, &attachment, RELEASE_PATIENCE);
+    Ok(())
+}
+
+/// Whether a link with the derived name is the host end of this attachment. One without alias is of a plugin that was
+/// killed before it wrote it.
+pub(crate) fn is_of(link: &Link, attachment: &Attachment) -> bool {
+    if link.kind != "veth" || link.group != VETH_GROUP {
+        return false;
+    }
+    let Some(text) = link.alias.as_deref().filter(|text| !text.is_empty()) else { return true };
+    Alias::parse(text).is_some_and(|alias| {
+        alias.network_hash == network_hash(&attachment.network)
+            && alias.container == attachment.container
+            && alias.ifname == attachment.ifname
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment() -> Attachment {
+        Attachment { network: "net".into(), container: "c1".into(), ifname: "eth0".into() }
+    }
+
+    fn link() -> Link {
+        Link {
+            index: 7,
+            name: veth_name(&attachment()),
+            kind: "veth".into(),
+            mtu: 1450,
+            up: true,
+            loopback: false,
+            mac: None,
+            group: VETH_GROUP,
+            alias: Some(Alias::new(&attachment(), &["10.0.0.1".parse().unwrap()]).emit()),
+            tx_queue_len: 1000,
+            vxlan_port: None,
+            vxlan_vni: None,
+        }
+    }
+
+    #[test]
+    fn our_link_has_kind_group_and_alias() {
+        assert!(is_of(&link(), &attachment()));
+        assert!(is_of(&Link { alias: None, ..link() }, &attachment()));
+        assert!(is_of(&Link { alias: Some(String::new()), ..link() }, &attachment()));
+    }
+
+    #[test]
+    fn a_link_of_others_is_not_ours() {
+        assert!(!is_of(&Link { kind: "bridge".into(), ..link() }, &attachment()));
+        assert!(!is_of(&Link { group: 0, ..link() }, &attachment()));
+        assert!(!is_of(&Link { alias: Some("uplink".into()), ..link() }, &attachment()));
+        for other in [
+            Attachment { network: "other".into(), ..attachment() },
+            Attachment { container: "c2".into(), ..attachment() },
+            Attachment { ifname: "eth1".into(), ..attachment() },
+        ] {
+            assert!(!is_of(&link(), &other));
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `overlayd cleanup`: removes all that is ours on this node. Repeating it is harmless.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{complain, print};
+use crate::control;
+use crate::core::config::Config;
+use crate::core::leases::ObservedVeth;
+use crate::core::plan::{Op, cleanup_plan, cleanup_veths_plan};
+use crate::kernel::Kernel;
+
+/// What to do about pods that are still attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pods {
+    /// Refuse to clean up.
+    Refuse,
+    /// Delete their veths too.
+    CutOff,
+}
+
+/// Removes everything that carries our tag, then the files in the run directory.
+pub(super) fn cleanup(config: &Config, pods: Pods) -> Result<()> {
+    let lock =
+        control::acquire(&config.run_dir, Duration::ZERO).context("cleanup needs the daemon stopped")?;
+    let mut kernel = Kernel::open(&config.device).context("open the sockets to the kernel")?;
+    let have = kernel.read().context("read the kernel state")?;
+    let attached: Vec<&ObservedVeth> = have.veths.iter().filter(|veth| veth.alias.is_some()).collect();
+    if pods == Pods::Refuse && !attached.is_empty() {
+        bail!(
+            "{} pods are attached; stop them first or give --with-pods:\n{}",
+            attached.len(),
+            names(&attached)
+        );
+    }
+    let mut ops = cleanup_veths_plan(&have);
+    ops.extend(cleanup_plan(&have));
+    apply(&mut kernel, &ops)?;
+    for path in control::run_files(&config.run_dir) {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    // Not ours if somebody keeps other files there, or made by the service manager: left then.
+    let _ = std::fs::remove_dir(&config.run_dir);
+    drop(lock);
+    print(&format!("removed {} kernel objects\n", ops.len()));
+    Ok(())
+}
+
+/// Goes on after a failure: what can be removed is.
+fn apply(kernel: &mut Kernel, ops: &[Op]) -> Result<()> {
+    let mut failed = 0;
+    for op in ops {
+        if let Err(error) = kernel.apply(op) {
+            complain(&error.to_string());
+            failed += 1;
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} kernel objects could not be removed", ops.len());
+    }
+    Ok(())
+}
+
+fn names(attached: &[&ObservedVeth]) -> String {
+    let line = |veth: &&ObservedVeth| {
+        let alias = veth.alias.as_ref()?;
+        let addresses: Vec<String> = alias.addresses.iter().map(ToString::to_string).collect();
+        Some(format!("  {} {} container {}", addresses.join(","), veth.name, alias.container))
+    };
+    attached.iter().filter_map(line).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,160 @@
+//! One daemon per node: an flock on `<run_dir>/lock`.
+//!
+//! A second opener of a multi-queue TUN and of a `SO_REUSEPORT` port succeeds in silence, so nothing but this
+//! lock keeps two daemons apart. The kernel frees it with the process, however that ends.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+/// Name in the run directory.
+pub const LOCK_FILE: &str = "lock";
+
+/// How long a starting daemon waits for the one before it, which ends within 2 s of SIGTERM.
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// The held lock; dropping it frees it.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Creates the run directory (0700) and takes the lock, waiting at most `wait` for its holder.
+///
+/// # Errors
+/// Names the holder's process id when the wait was in vain.
+pub fn acquire(run_dir: &Path, wait: Duration) -> Result<Lock> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .with_context(|| format!("create the run directory {}", run_dir.display()))?;
+    std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("restrict the run directory {} to its owner", run_dir.display()))?;
+    let path = run_dir.join(LOCK_FILE);
+    let mut file = wait_for(open(&path)?, &path, wait)?;
+    write_pid(&mut file).with_context(|| format!("write our process id into {}", path.display()))?;
+    Ok(Lock { _file: file })
+}
+
+/// Process id of the daemon that holds the lock: `None` if nobody does, `Some(None)` if it is held but the id
+/// cannot be read.
+#[must_use]
+pub fn holder(run_dir: &Path) -> Option<Option<u32>> {
+    let path = run_dir.join(LOCK_FILE);
+    let file = File::open(&path).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Some(read_pid(&path)),
+        Ok(()) | Err(TryLockError::Error(_)) => None,
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("open the lock {}", path.display()))
+}
+
+/// Waits in a thread of its own: flock has no time limit. On a time-out that thread stays until the process ends.
+fn wait_for(file: File, path: &Path, wait: Duration) -> Result<File> {
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("lock {}", path.display()));
+        }
+    }
+    if !wait.is_zero() {
+        let pid = read_pid(path).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+        tracing::info!(holder = pid, "waiting for another daemon on this node to end");
+    }
+    let (done, result) = mpsc::channel();
+    let waiter = move || {
+        let outcome = file.lock().map(|()| file);
+        let _ = done.send(outcome);
+    };
+    std::thread::Builder::new().name("lock".to_owned()).spawn(waiter).context("start the lock's thread")?;
+    match result.recv_timeout(wait) {
+        Ok(outcome) => outcome.with_context(|| format!("lock {}", path.display())),
+        Err(_) => bail!("{}", held(path)),
+    }
+}
+
+fn held(path: &Path) -> String {
+    match read_pid(path) {
+        Some(pid) => format!("another overlayd (process {pid}) holds {}: stop it first", path.display()),
+        None => format!("another overlayd holds {}: stop it first", path.display()),
+    }
+}
+
+fn read_pid(path: &Path) -> Option<u32> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+/// The files that the daemon makes in the run directory, the lock last.
+#[must_use]
+pub fn run_files(run_dir: &Path) -> Vec<PathBuf> {
+    [crate::edge::cni::SOCKET_FILE, crate::edge::admin::SOCKET_FILE, "nodes.yaml", LOCK_FILE]
+        .iter()
+        .map(|name| run_dir.join(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_one_is_refused_with_the_process_id_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = acquire(directory.path(), Duration::ZERO).unwrap();
+        let error = acquire(directory.path(), Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        assert_eq!(holder(directory.path()), Some(Some(std::process::id())));
+        drop(first);
+    }
+
+    #[test]
+    fn a_waiting_one_gets_it_when_the_holder_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = acquire(directory.path(), Duration::ZERO).unwrap();
+        let path = directory.path().to_owned();
+        let second = std::thread::spawn(move || acquire(&path, Duration::from_secs(10)));
+        drop(first);
+        second.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn nobody_holds_a_lock_that_was_freed_or_never_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(holder(directory.path()), None);
+        drop(acquire(directory.path(), Duration::ZERO).unwrap());
+        assert_eq!(holder(directory.path()), None);
+    }
+
+    #[test]
+    fn the_run_directory_is_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = directory.path().join("run");
+        let _lock = acquire(&run_dir, Duration::ZERO).unwrap();
+        assert_eq!(std::fs::metadata(&run_dir).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}

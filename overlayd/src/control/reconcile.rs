@@ -1,0 +1,238 @@
+//! Brings the kernel to the wished state, level-triggered: whatever happened, read, compare, apply the difference.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::Control;
+use super::backoff::{Backoff, RED_AFTER};
+use crate::core::config::Config;
+use crate::core::desired::{Inputs, desired};
+use crate::core::plan::{Actual, Conflict, ForeignLink, Op, conflicts, plan};
+use crate::core::status::ReconcileStatus;
+use crate::kernel::{Kernel, KernelError};
+
+/// How long kernel changes are gathered before they are looked at: a pod's birth is a burst of them.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// The same while rounds fail.
+const GATHER_FAILING: Duration = Duration::from_secs(1);
+
+/// A round without any cause, should a notification ever be lost.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// Kernel sockets, the last observation, and when the next round is due.
+pub(super) struct Reconciler {
+    kernel: Kernel,
+    observed: Option<Actual>,
+    stale: bool,
+    due: Option<Instant>,
+    backoff: Backoff,
+    failure: Option<String>,
+    settled: bool,
+    conflicts: Vec<Conflict>,
+    numbers: ReconcileStatus,
+}
+
+impl Reconciler {
+    pub(super) fn open(config: &Config) -> Result<Self> {
+        Ok(Self {
+            kernel: Kernel::open(&config.device).context("open the sockets to the kernel")?,
+            observed: None,
+            stale: true,
+            due: None,
+            backoff: Backoff::default(),
+            failure: None,
+            settled: false,
+            conflicts: Vec::new(),
+            numbers: ReconcileStatus::default(),
+        })
+    }
+
+    /// A round is due now: the wish changed.
+    pub(super) fn mark(&mut self, cause: &'static str) {
+        tracing::debug!(cause, "the kernel state must be looked at");
+        self.due_at(Instant::now());
+    }
+
+    /// The kernel changed, perhaps by us. After a failure our own half-done rounds must not become a race.
+    pub(super) fn kernel_changed(&mut self) {
+        self.stale = true;
+        let gather = if self.failure.is_some() { GATHER_FAILING } else { GATHER };
+        self.due_at(Instant::now() + gather);
+    }
+
+    /// The last observation says nothing any more.
+    pub(super) fn observation_is_stale(&mut self) {
+        self.stale = true;
+    }
+
+    fn due_at(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Why pods cannot be served, if so.
+    pub(super) fn problem(&self) -> Option<String> {
+        match &self.failure {
+            Some(failure) if self.backoff.failures() >= RED_AFTER => Some(format!(
+                "kernel state could not be set {} times in a row: {failure}",
+                self.backoff.failures()
+            )),
+            Some(failure) if !self.settled => Some(format!("kernel state is not set: {failure}")),
+            None if !self.settled => Some("kernel state has not been set yet".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// The last observation.
+    pub(super) fn observed(&self) -> Option<&Actual> {
+        self.observed.as_ref()
+    }
+
+    /// Foreign objects in our way.
+    pub(super) fn conflicts(&self) -> &[Conflict] {
+        &self.conflicts
+    }
+
+    /// Numbers since the start.
+    pub(super) fn numbers(&self) -> &ReconcileStatus {
+        &self.numbers
+    }
+
+    /// Names of the kernel's vxlan links that hold a UDP port.
+    pub(super) fn vxlan_links_on(&mut self, port: u16) -> Vec<String> {
+        let Ok(actual) = self.kernel.read() else { return Vec::new() };
+        let holds = |link: &&ForeignLink| link.vxlan_port == Some(port);
+        actual.foreign_links.iter().filter(holds).map(|link| link.name.clone()).collect()
+    }
+
+    fn read(&mut self) -> Result<&Actual, KernelError> {
+        // Cleared before the read: a change during it makes it stale again.
+        self.stale = false;
+        let actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
+        Ok(self.observed.insert(actual))
+    }
+
+    fn failed(&mut self, failure: String) {
+        self.numbers.failed += 1;
+        self.due = Some(Instant::now() + self.backoff.failed(fastrand::f64()));
+        self.failure = Some(failure);
+    }
+
+    fn succeeded(&mut self) {
+        self.numbers.succeeded += 1;
+        self.backoff.succeeded();
+        self.failure = None;
+        self.settled = true;
+        self.due = Some(Instant::now() + RESYNC);
+    }
+}
+
+impl Control {
+    /// One round, if it is due. Without our own node there is no wish, so nothing is done.
+    pub(super) fn reconcile_if_due(&mut self) {
+        if self.cluster.own.is_none() || self.reconciler.due.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.reconciler.due = None;
+        self.publish_due = true;
+        match self.reconcile() {
+            Ok(()) => {
+                if self.reconciler.failure.is_some() {
+                    tracing::info!("kernel state is set again");
+                }
+                self.reconciler.succeeded();
+            }
+            Err(error) => {
+                let failure = format!("{error:#}");
+                if self.reconciler.failure.as_ref() != Some(&failure) {
+                    tracing::error!(error = %failure, "cannot set the kernel state, trying again");
+                }
+                self.reconciler.failed(failure.clone());
+                self.note_error(failure);
+            }
+        }
+    }
+
+    fn reconcile(&mut self) -> Result<()> {
+        self.observe().context("read the kernel state")?;
+        let path_mtus = self.believed_path_mtus();
+        let Some(inputs) = self.inputs(&path_mtus) else { return Ok(()) };
+        let (want, have) = (desired(inputs), inputs.actual);
+        let found = conflicts(&want, have);
+        let ops = plan(&want, have);
+        self.reconciler.tell_conflicts(found);
+        self.reconciler.apply(&ops)
+    }
+
+    /// What the wish depends on, once our own node and the kernel are known.
+    pub(super) fn inputs<'a>(&'a self, path_mtus: &'a BTreeMap<IpAddr, u32>) -> Option<Inputs<'a>> {
+        Some(Inputs {
+            config: &self.config,
+            own: self.cluster.own.as_ref()?,
+            cluster: &self.cluster,
+            path_mtus,
+            actual: self.reconciler.observed()?,
+        })
+    }
+
+    pub(super) fn believed_path_mtus(&self) -> BTreeMap<IpAddr, u32> {
+        self.path_mtus.iter().map(|(underlay, (mtu, _))| (*underlay, *mtu)).collect()
+    }
+
+    /// Reads the kernel and lets the lease book know.
+    pub(super) fn observe(&mut self) -> Result<(), KernelError> {
+        let now = self.epoch.elapsed();
+        let actual = self.reconciler.read()?;
+        if let Some(leases) = &mut self.leases {
+            leases.observe(&actual.veths, &actual.routed_hosts, now);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the lease book knows the kernel as it is now.
+    pub(super) fn observe_if_stale(&mut self) -> Result<(), KernelError> {
+        if self.reconciler.stale { self.observe() } else { Ok(()) }
+    }
+}
+
+impl Reconciler {
+    fn tell_conflicts(&mut self, found: Vec<Conflict>) {
+        for conflict in found.iter().filter(|conflict| !self.conflicts.contains(conflict)) {
+            tracing::warn!(object = %conflict.object, remedy = %conflict.remedy, "a foreign object stands in our way");
+        }
+        self.conflicts = found;
+    }
+
+    /// Applies all it can: one stubborn object must not keep the others from their place.
+    fn apply(&mut self, ops: &[Op]) -> Result<()> {
+        let mut failures = Vec::new();
+        for op in ops {
+            match self.kernel.apply(op) {
+                Ok(applied) => {
+                    tracing::debug!(?op, "kernel changed");
+                    self.numbers.changes += 1;
+                    self.numbers.conntrack_deleted += applied.conntrack_deleted;
+                }
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        anyhow::ensure!(failures.is_empty(), "{}", summary(&failures));
+        Ok(())
+    }
+}
+
+/// The first failure, and how many more.
+fn summary(failures: &[String]) -> String {
+    match failures {
+        [] => String::new(),
+        [only] => only.clone(),
+        [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+    }
+}

@@ -1,0 +1,162 @@
+//! Readers of single values. Each answers with the value or with what is wrong and what is right.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use wire::tag::{VETH_PREFIX, is_interface_name};
+
+use super::{LogFormat, Mode};
+use crate::core::cluster::AnnotationPrefix;
+
+pub(super) type Read<T> = Result<T, String>;
+
+/// Longest `run_dir` in bytes: a Unix socket's path has 107 (`sun_path` in `<linux/un.h>`), and names are added.
+const RUN_DIR_LIMIT: usize = 90;
+
+pub(super) fn number<T>(text: &str, range: RangeInclusive<T>) -> Read<T>
+where
+    T: TryFrom<u64> + Into<u64> + Copy,
+{
+    let (low, high): (u64, u64) = ((*range.start()).into(), (*range.end()).into());
+    let problem = || format!("{text:?} is not a whole number from {low} to {high}");
+    let value: u64 = text.parse().map_err(|_| problem())?;
+    if !(low..=high).contains(&value) {
+        return Err(problem());
+    }
+    T::try_from(value).map_err(|_| problem())
+}
+
+pub(super) fn boolean(text: &str) -> Read<bool> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+pub(super) fn mark(text: &str) -> Read<u32> {
+    let value = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    value.map_err(|_| format!("{text:?} is not a mark of 32 bits, such as 0x4000"))
+}
+
+pub(super) fn mode(text: &str) -> Read<Mode> {
+    match text {
+        "island" => Ok(Mode::Island),
+        "flat" | "isolated" => Err(format!("{text} mode is not available yet; only island is")),
+        _ => Err(format!("{text:?} is not a mode; only island is")),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Read<LogFormat> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("{text:?} is neither text nor json")),
+    }
+}
+
+pub(super) fn text(text: &str) -> Read<String> {
+    if text.is_empty() { Err("is empty".into()) } else { Ok(text.to_owned()) }
+}
+
+/// A DNS subdomain by RFC 1123, as Kubernetes demands of Node names.
+pub(super) fn node_name(text: &str) -> Read<String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+    };
+    if (1..=253).contains(&text.len()) && text.split('.').all(label) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not a Node name: lower-case letters, digits, '-' and '.', at most 253 bytes"))
+}
+
+pub(super) fn annotation_prefix(text: &str) -> Read<String> {
+    match AnnotationPrefix::parse(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!(
+            "{text:?} is not an annotation prefix: a lower-case domain, then optionally '/' and a name of \
+             a-z, 0-9, '-' and '_'"
+        )),
+    }
+}
+
+pub(super) fn device(text: &str) -> Read<String> {
+    if !is_interface_name(text) || text.contains('%') {
+        return Err(format!(
+            "{text:?} is not a device name: at most 15 bytes without '/', ':', '%' and white space"
+        ));
+    }
+    if text.starts_with(VETH_PREFIX) {
+        return Err(format!("{text:?} begins with {VETH_PREFIX:?}, which marks the veths of pods"));
+    }
+    // These three are directories of their own, or the loopback device, under /proc/sys/net.
+    if matches!(text, "lo" | "all" | "default") {
+        return Err(format!("{text:?} has a meaning of its own to the kernel"));
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn run_dir(text: &str) -> Read<PathBuf> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || path.components().any(|part| part.as_os_str() == "..") {
+        return Err(format!("{text:?} is not an absolute path without '..'"));
+    }
+    if text.len() > RUN_DIR_LIMIT {
+        return Err(format!("{text:?} is longer than {RUN_DIR_LIMIT} bytes, so socket paths would not fit"));
+    }
+    Ok(path)
+}
+
+pub(super) fn listen(text: &str) -> Read<Option<SocketAddr>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Some(address)),
+        _ => Err(format!("{text:?} is neither an address with a port, such as 127.0.0.1:9472, nor off")),
+    }
+}
+
+/// CIDRs joined by commas, without duplicates. White space around each is allowed.
+pub(super) fn cidrs(text: &str) -> Read<Vec<IpNet>> {
+    let mut cidrs = Vec::new();
+    let mut faults = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match cidr(part) {
+            Ok(cidr) if cidrs.contains(&cidr) => {}
+            Ok(cidr) => cidrs.push(cidr),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Ok(cidrs) } else { Err(faults.join("; ")) }
+}
+
+pub(super) fn cluster_cidrs(text: &str) -> Read<Vec<IpNet>> {
+    let cidrs = cidrs(text)?;
+    match cidrs.iter().find(|cidr| cidr.prefix_len() == 0) {
+        Some(cidr) => Err(format!("{cidr} is every address; pods cannot own them all")),
+        None => Ok(cidrs),
+    }
+}
+
+fn cidr(text: &str) -> Read<IpNet> {
+    let Ok(cidr) = text.parse::<IpNet>() else {
+        let hint = match text.parse::<IpAddr>() {
+            Ok(address) => format!("; for this address alone write {}", IpNet::from(address)),
+            Err(_) => String::new(),
+        };
+        return Err(format!("{text:?} is not a CIDR such as 10.244.0.0/16{hint}"));
+    };
+    if cidr.trunc() != cidr {
+        return Err(format!("{cidr} has host bits set; {} is the network", cidr.trunc()));
+    }
+    Ok(cidr)
+}

@@ -1,0 +1,87 @@
+//! The TUN device: opened once per worker, each opening is one queue.
+//!
+//! `tun` builds a device of one queue only, so each queue is attached here and its descriptor handed to that crate. The
+//! device is persistent and everything on it outlives us: so do header size, offload mask and send buffer of an earlier
+//! process, which is why each of them is set after each attach. Attaching with other flags than the device has changes them
+//! for all queues in silence: a device with other flags is deleted and made anew.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, IntoRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::link::{self, Link};
+use super::sys::{self, tun_offload};
+use super::{Offloads, StartError};
+
+/// One queue of the device.
+pub(super) type Queue = tun::Device;
+
+/// Bytes of the virtio-net header before each packet: without `num_buffers`, which needs mergeable buffers.
+const HEADER: i32 = 10;
+
+/// Attaches `count` queues to the device `name`, creating it if there is none.
+pub(super) fn open(name: &str, count: usize, offloads: &mut Offloads) -> Result<Vec<Queue>, StartError> {
+    let failed = |doing: &str| {
+        let what = format!("{doing} {name}");
+        move |cause| StartError::Os { what, cause }
+    };
+    match link::inspect(name).map_err(failed("looking for the interface"))? {
+        Link::Absent | Link::Tun { usable: true, .. } => {}
+        Link::Tun { index, .. } => {
+            link::delete(index).map_err(failed("deleting the TUN device with other flags"))?
+        }
+        Link::Foreign(kind) => {
+            return Err(StartError::Os {
+                what: format!("using {name} as the TUN device"),
+                cause: io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!("an interface of that name and of kind {kind} exists"),
+                ),
+            });
+        }
+    }
+    (0..count).map(|_| attach(name, offloads).map_err(failed("attaching to the TUN device"))).collect()
+}
+
+fn attach(name: &str, offloads: &mut Offloads) -> io::Result<Queue> {
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let fd = file.as_fd();
+    sys::tun_attach(fd, name, libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE)?;
+    sys::tun_persist(fd)?;
+    sys::tun_set_header_size(fd, HEADER)?;
+    set_offloads(&file, offloads)?;
+    sys::tun_set_send_buffer(fd, i32::MAX)?;
+    let mut configuration = tun::Configuration::default();
+    configuration.tun_name(name).raw_fd(file.into_raw_fd());
+    tun::create(&configuration).map_err(io::Error::other)
+}
+
+/// The most this kernel takes.
+fn set_offloads(file: &File, offloads: &mut Offloads) -> io::Result<()> {
+    const STEPS: [u32; 4] = [
+        tun_offload::CSUM | tun_offload::TSO | tun_offload::USO,
+        tun_offload::CSUM | tun_offload::TSO,
+        tun_offload::CSUM,
+        0,
+    ];
+    for mask in STEPS {
+        match sys::tun_set_offload(file.as_fd(), mask) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+            Ok(()) => {
+                for (name, bit) in [
+                    ("tun_checksum", tun_offload::CSUM),
+                    ("tun_tso", tun_offload::TSO),
+                    ("tun_uso", tun_offload::USO),
+                ] {
+                    let state = if mask & bit == bit { "on" } else { "off: this kernel does not offer it" };
+                    offloads.insert(name.to_owned(), state.to_owned());
+                }
+                return Ok(());
+            }
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
+}

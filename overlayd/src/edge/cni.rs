@@ -1,0 +1,247 @@
+//! The socket of the CNI plugin: one request and one reply per connection.
+//!
+//! Whoever may connect (uid 0 as this process sees it) could as well change the kernel itself, so the limits here
+//! are against accidents, not attacks: a bounded number of connections, a deadline for the request, the frame's size limit.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+use wire::ipc::{self, FRAME_LIMIT, FrameError, HEADER_LEN, RefusalKind, Reply, Request};
+
+/// Name of the socket in the run directory.
+pub const SOCKET_FILE: &str = "cni.sock";
+
+/// Connections served at a time; more wait in the listen queue.
+const CONNECTIONS: usize = 128;
+
+/// How long a client may take to send its request, and again to take the reply.
+const CLIENT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long control may take to answer: shorter than the plugin's own limit of 20 s.
+const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Pause after a failed accept (out of descriptors): the listen queue keeps the clients.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A request and where its reply goes.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Answers it. Dropping it tells the client that the daemon is ending.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// Why a connection ended without a reply of control.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("no progress within {} s", CLIENT_LIMIT.as_secs())]
+    Slow,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+}
+
+/// Accepts until dropped. Only clients of this uid are served.
+pub async fn serve(listener: UnixListener, uid: u32, calls: mpsc::Sender<Call>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let calls = calls.clone();
+                tokio::spawn(async move {
+                    converse(stream, uid, &calls).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of the CNI plugin");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(mut stream: UnixStream, uid: u32, calls: &mpsc::Sender<Call>) {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == uid => {}
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "a client of the CNI socket is not root: refused");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell who connects to the CNI socket");
+            return;
+        }
+    }
+    match timeout(CLIENT_LIMIT, receive(&mut stream)).await.unwrap_or(Err(Broken::Slow)) {
+        Ok(request) => send(&mut stream, &ask(request, calls).await).await,
+        Err(error) => {
+            tracing::debug!(%error, "bad request on the CNI socket");
+            send(&mut stream, &refused(RefusalKind::Invalid, error.to_string())).await;
+            // Closing with unread bytes would reset the connection, perhaps before the client read the reply.
+            let mut rest = stream.take(FRAME_LIMIT as u64);
+            let _ = timeout(CLIENT_LIMIT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+        }
+    }
+}
+
+async fn receive(stream: &mut UnixStream) -> Result<Request, Broken> {
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await?;
+    let mut payload = vec![0; ipc::decode_header(header)?];
+    stream.read_exact(&mut payload).await?;
+    Ok(ipc::decode(&payload)?)
+}
+
+async fn send(stream: &mut UnixStream, reply: &Reply) {
+    let sending = async {
+        stream.write_all(&ipc::encode(reply)?).await?;
+        Ok(stream.shutdown().await?)
+    };
+    if let Err(error) = timeout(CLIENT_LIMIT, sending).await.unwrap_or(Err(Broken::Slow)) {
+        tracing::debug!(%error, "a client of the CNI socket left before its reply");
+    }
+}
+
+async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Reply {
+    let (reply, answer) = oneshot::channel();
+    let exchange = async {
+        calls.send(Call { request, reply }).await.ok()?;
+        answer.await.ok()
+    };
+    match timeout(CONTROL_LIMIT, exchange).await {
+        Ok(Some(reply)) => reply,
+        Ok(None) => refused(RefusalKind::NotReady, "overlayd is ending".to_owned()),
+        Err(_) => refused(RefusalKind::NotReady, "overlayd is too busy to answer".to_owned()),
+    }
+}
+
+fn refused(kind: RefusalKind, message: String) -> Reply {
+    Reply::Refused { kind, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tempfile::TempDir;
+    use wire::ipc::Attachment;
+
+    use super::super::bind_private;
+    use super::*;
+
+    struct Server {
+        directory: TempDir,
+        calls: mpsc::Receiver<Call>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    impl Server {
+        fn start(uid: u32) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let listener = bind_private(&directory.path().join(SOCKET_FILE)).unwrap();
+            let (sender, calls) = mpsc::channel(8);
+            Self { directory, calls, task: tokio::spawn(serve(listener, uid, sender)) }
+        }
+
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.directory.path().join(SOCKET_FILE)).await.unwrap()
+        }
+    }
+
+    fn own_uid() -> u32 {
+        nix::unistd::getuid().as_raw()
+    }
+
+    fn release() -> Request {
+        Request::Release(Attachment {
+            network: "net".to_owned(),
+            container: "c1".to_owned(),
+            ifname: "eth0".to_owned(),
+        })
+    }
+
+    async fn read_reply(stream: &mut UnixStream) -> Reply {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        ipc::decode(&bytes[HEADER_LEN..]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_reaches_control_and_its_reply_the_client() {
+        let mut server = Server::start(own_uid());
+        let mut client = server.connect().await;
+        client.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
+        let call = server.calls.recv().await.unwrap();
+        assert_eq!(call.request, release());
+        call.reply.send(Reply::Done).unwrap();
+        assert_eq!(read_reply(&mut client).await, Reply::Done);
+    }
+
+    #[tokio::test]
+    async fn garbage_is_refused_and_the_next_client_is_served() {
+        let mut server = Server::start(own_uid());
+        let mut garbage = server.connect().await;
+        garbage.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let reply = read_reply(&mut garbage).await;
+        assert!(matches!(reply, Reply::Refused { kind: RefusalKind::Invalid, .. }), "{reply:?}");
+        let mut client = server.connect().await;
+        client.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
+        server.calls.recv().await.unwrap().reply.send(Reply::Done).unwrap();
+        assert_eq!(read_reply(&mut client).await, Reply::Done);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_nothing_is_told_so_in_time() {
+        let server = Server::start(own_uid());
+        let mut client = server.connect().await;
+        let start = Instant::now();
+        let reply = read_reply(&mut client).await;
+        assert!(matches!(reply, Reply::Refused { kind: RefusalKind::Invalid, .. }), "{reply:?}");
+        assert!(start.elapsed() < CLIENT_LIMIT * 3, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_client_of_another_uid_gets_nothing() {
+        let server = Server::start(own_uid().wrapping_add(1));
+        let mut client = server.connect().await;
+        let _ = client.write_all(&ipc::encode(&release()).unwrap()).await;
+        let mut bytes = Vec::new();
+        let _ = client.read_to_end(&mut bytes).await;
+        assert_eq!(bytes, [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_control_drops_is_answered_as_not_ready() {
+        let mut server = Server::start(own_uid());
+        let mut client = server.connect().await;
+        client.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
+        drop(server.calls.recv().await.unwrap());
+        let reply = read_reply(&mut client).await;
+        assert!(matches!(reply, Reply::Refused { kind: RefusalKind::NotReady, .. }), "{reply:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_file_is_replaced_by_a_private_one() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(SOCKET_FILE);
+        drop(bind_private(&path).unwrap());
+        let _listener = bind_private(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,151 @@
+//! Subscriptions to kernel changes, on a thread of their own.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use netlink_sys::{
+    Socket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::KernelError;
+
+/// `enum rtnetlink_groups` of `linux/rtnetlink.h`: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, and
+/// IPV4_NETCONF, IPV6_NETCONF, which report sysctls such as forwarding and rp_filter.
+const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 9, 11, 24, 25];
+
+/// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
+const NFTABLES_GROUP: u32 = 7;
+
+/// A burst is over when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// A burst that does not end is reported this long after it began.
+const LONGEST_BURST: Duration = Duration::from_millis(200);
+
+/// Subscriptions to link, address, route and nftables changes. Dropping it ends them.
+#[derive(Debug)]
+pub struct Watch {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.stop.write(1).is_err() {
+            return;
+        }
+        // A panic in there has been reported by its own thread.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Calls `notify` (from its own thread) after every burst of changes, also our own.
+///
+/// # Errors
+/// If the kernel refuses the sockets.
+pub fn watch(notify: impl Fn() + Send + 'static) -> Result<Watch, KernelError> {
+    let open = || -> io::Result<Watch> {
+        let sockets =
+            [subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, &[NFTABLES_GROUP])?];
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let ended = Arc::clone(&stop);
+        let run = move || Watcher { sockets, stop: ended }.run(notify);
+        let thread = std::thread::Builder::new().name("kernel-watch".to_owned()).spawn(run)?;
+        Ok(Watch { stop, thread: Some(thread) })
+    };
+    open().map_err(|error| KernelError(format!("subscribe to kernel changes: {error}")))
+}
+
+fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    for group in groups {
+        socket.add_membership(*group)?;
+    }
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+struct Watcher {
+    sockets: [Socket; 2],
+    stop: Arc<EventFd>,
+}
+
+impl Watcher {
+    fn run(&self, notify: impl Fn()) {
+        while self.wait(PollTimeout::NONE) == Wake::Changed {
+            let began = Instant::now();
+            while began.elapsed() < LONGEST_BURST {
+                let quiet = PollTimeout::try_from(QUIET).unwrap_or(PollTimeout::ZERO);
+                match self.wait(quiet) {
+                    Wake::Changed => {}
+                    Wake::Quiet => break,
+                    Wake::Stop => return,
+                }
+            }
+            notify();
+        }
+    }
+
+    fn wait(&self, timeout: PollTimeout) -> Wake {
+        let [route, netfilter] = &self.sockets;
+        let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = [input(self.stop.as_fd()), input(route.as_fd()), input(netfilter.as_fd())];
+        match poll(&mut fds, timeout) {
+            Err(nix::Error::EINTR) => return Wake::Changed,
+            Err(_) => return Wake::Stop,
+            Ok(0) => return Wake::Quiet,
+            Ok(_) => {}
+        }
+        let [stop, ..] = &fds;
+        if stop.any() == Some(true) {
+            return Wake::Stop;
+        }
+        self.sockets.iter().for_each(drain);
+        Wake::Changed
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    Changed,
+    Quiet,
+    Stop,
+}
+
+/// Empties the queue. What the messages say does not matter, as everything is read anew; nor does it if the kernel
+/// had to drop some (ENOBUFS, which clears itself when reported).
+fn drain(socket: &Socket) {
+    let mut buffer = [0u8; 256];
+    loop {
+        let mut space = buffer.as_mut_slice();
+        match socket.recv(&mut space, libc::MSG_DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn dropping_a_watch_ends_its_thread() {
+        let (sender, receiver) = mpsc::channel::<()>();
+        let watch = watch(move || drop(sender.send(()))).unwrap();
+        drop(watch);
+        while receiver.recv().is_ok() {}
+    }
+}
