@@ -1,1 +1,3 @@
 //! Tests that need root or a second process.
+
+mod lab;

@@ -1,0 +1,192 @@
+//! What the test process and the agent inside the lab say to each other: one JSON message per
+//! packet of a `SOCK_SEQPACKET` pair. Every [`Request`] travels on the control socket together with one
+//! end of a fresh pair, the channel of that request; [`Answer`]s and [`Order`]s travel on the channel.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Upper bound of one message in bytes; under the default send buffer of a unix socket (212,992).
+pub const MESSAGE_LIMIT: usize = 160 * 1024;
+
+/// Name of the lab's root namespaces, where bridge and router live.
+pub const ROOT: &str = "root";
+
+/// What the test process asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Makes namespaces (net, mount, uts, ipc) under this name; the name becomes the host name.
+    Space(String),
+    /// Carries out these steps in order; stops at the first that fails.
+    Setup(Vec<Step>),
+    /// Starts a process. Its standard streams come along as three more descriptors.
+    Spawn(Spawn),
+}
+
+/// A process to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spawn {
+    /// In which namespaces.
+    pub space: String,
+    /// Network namespace to enter instead, a path as seen in the space.
+    pub netns: Option<PathBuf>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Added to the environment.
+    pub env: Vec<(String, String)>,
+    /// Stays in the caller's session, so that it can use the terminal.
+    pub interactive: bool,
+}
+
+/// What the agent answers on a request's channel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// Not done, and why.
+    Failed(String),
+    /// The process runs; its id inside the lab.
+    Started(i32),
+    /// The process ended.
+    Exited(Exit),
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+}
+
+/// What the test process says about a running process. Closing the channel kills it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// Sends this signal.
+    Signal(i32),
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct End {
+    /// In which space.
+    pub space: String,
+    /// Name there.
+    pub name: String,
+}
+
+/// One change of the lab's network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Step {
+    /// Makes a veth pair, both ends up.
+    Veth {
+        /// One end.
+        a: End,
+        /// The other end.
+        b: End,
+        /// MTU of both in bytes.
+        mtu: u32,
+    },
+    /// Makes a bridge, up.
+    Bridge {
+        /// In which space.
+        space: String,
+        /// Name.
+        name: String,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// Makes a link a port of a bridge.
+    Port {
+        /// In which space.
+        space: String,
+        /// The bridge.
+        bridge: String,
+        /// The link.
+        port: String,
+    },
+    /// Makes a kernel vxlan device, up.
+    Vxlan {
+        /// In which space.
+        space: String,
+        /// Name.
+        name: String,
+        /// VNI.
+        vni: u32,
+        /// UDP port.
+        port: u16,
+    },
+    /// Adds an address.
+    Address {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Adds a route (table main, protocol static).
+    Route {
+        /// In which space.
+        space: String,
+        /// Destination.
+        destination: IpNet,
+        /// Next hop.
+        via: Option<IpAddr>,
+        /// Link, if there is no next hop on a connected network.
+        link: Option<String>,
+    },
+    /// Deletes every route to this destination in table main.
+    DeleteRoute {
+        /// In which space.
+        space: String,
+        /// Destination.
+        destination: IpNet,
+    },
+    /// Sets a link up or down.
+    State {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Up, or down.
+        up: bool,
+    },
+    /// Sets a link's MTU.
+    Mtu {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Bytes.
+        mtu: u32,
+    },
+    /// Deletes a link.
+    Delete {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+    },
+    /// Switches offloads by the kernel's feature names; a name the kernel lacks is an error.
+    Features {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Feature and whether it is on.
+        features: Vec<(String, bool)>,
+    },
+    /// Writes `/proc/sys/<key>`.
+    Sysctl {
+        /// In which space.
+        space: String,
+        /// Path below `/proc/sys`.
+        key: String,
+        /// Value.
+        value: String,
+    },
+}
