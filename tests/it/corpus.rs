@@ -1,5 +1,7 @@
 //! Replays the committed corpus of the fuzz targets that need the daemon's core.
 
+#![allow(clippy::unwrap_used, reason = "a missing corpus must fail")]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! Replays the committed corpus of every fuzz target that needs nothing but `wire`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken law or a missing corpus must fail")]
+
 use std::fs;
 use std::path::Path;
 
@@ -26,4 +28,14 @@ fn corpus_of_ipc_frame_holds() {
 #[test]
 fn corpus_of_alias_holds() {
     replay("alias", entries::alias);
+}
+
+#[test]
+fn corpus_of_tun_frame_holds() {
+    replay("tun_frame", entries::tun_frame);
+}
+
+#[test]
+fn corpus_of_decap_holds() {
+    replay("decap", entries::decap);
 }
