@@ -353,7 +353,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
+        #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
         fn segments_are_the_packets_made_from_scratch(sample in Sample::any()) {
