@@ -16,9 +16,10 @@ use std::net::IpAddr;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
-use super::checksum::{Sum, copy_sum, pseudo_header, update_word};
-use super::segment::{CWR, FIN, PSH, RST, SYN, UDP_LEN, URG, split, transport_header_len};
-use crate::packet::{Fragment, Inner, TCP, UDP, VNET_LEN, VirtioNetHdr};
+use super::candidate::{Key, Segment, set_tos, set_traffic_class};
+use super::checksum::{Sum, copy_sum, pseudo_header};
+use super::segment::{PSH, split};
+use crate::packet::{Inner, TCP, VNET_LEN, VirtioNetHdr};
 
 /// Flows open at a time. More than a batch of receives usually brings, few enough to look through.
 const FLOWS: usize = 8;
@@ -163,143 +164,6 @@ impl Coalescer {
     }
 }
 
-/// The 5-tuple.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key {
-    ports: (u16, u16),
-    protocol: u8,
-    source: IpAddr,
-    destination: IpAddr,
-}
-
-/// A TCP or UDP packet that is not a fragment.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    key: Key,
-    transport: usize,
-    /// Bytes of all headers.
-    headers: usize,
-    payload: usize,
-    plain: bool,
-    tos: (u8, u8),
-    v4: bool,
-    tcp: Option<TcpPart>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct TcpPart {
-    sequence: u32,
-    flags: u16,
-}
-
-impl Segment {
-    #[inline]
-    fn of(packet: &[u8], delivery: &Delivery<'_>) -> Option<Self> {
-        let inner = &delivery.inner;
-        if inner.fragment != Fragment::Whole || !matches!(inner.protocol, TCP | UDP) {
-            return None;
-        }
-        let l4 = packet.get(inner.transport..)?;
-        let headers = inner.transport + transport_header_len(inner.protocol, l4)?;
-        let tcp = if inner.protocol == TCP {
-            let header = l4.first_chunk::<20>()?;
-            Some(TcpPart {
-                sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
-                flags: u16::from_be_bytes([header[12], header[13]]),
-            })
-        } else {
-            // A UDP length that is not the packet's: nothing that we could checksum or join.
-            let header = l4.first_chunk::<UDP_LEN>()?;
-            if usize::from(u16::from_be_bytes([header[4], header[5]])) != l4.len() {
-                return None;
-            }
-            None
-        };
-        Some(Self {
-            key: Key {
-                ports: inner.ports?,
-                protocol: inner.protocol,
-                source: inner.source,
-                destination: inner.destination,
-            },
-            transport: inner.transport,
-            headers,
-            payload: packet.len() - headers,
-            plain: inner.plain,
-            tos: (inner.tos, delivery.tos),
-            v4: inner.is_v4(),
-            tcp,
-        })
-    }
-
-    /// Whether a super-packet may begin with it, its checksums aside.
-    #[inline]
-    fn may_open(&self) -> bool {
-        self.plain
-            && self.payload > 0
-            && self.tcp.is_none_or(|tcp| tcp.flags & (SYN | FIN | RST | URG | CWR | PSH) == 0)
-    }
-
-    #[inline]
-    fn oversize(&self, mtu: usize) -> bool {
-        mtu != 0 && self.tcp.is_some() && self.headers + self.payload > mtu
-    }
-
-    /// Copies the packet and returns the sum over pseudo header and transport.
-    #[inline]
-    fn copy(&self, packet: &[u8], copy: &mut [u8]) -> Sum {
-        let (ip, l4) = packet.split_at(self.transport);
-        let (copy_ip, copy_l4) = copy.split_at_mut(self.transport);
-        copy_ip.copy_from_slice(ip);
-        copy_sum(l4, copy_l4).plus(self.pseudo(l4.len()))
-    }
-
-    #[inline]
-    fn pseudo(&self, length: usize) -> Sum {
-        pseudo_header(self.key.source, self.key.destination, self.key.protocol, length)
-    }
-
-    #[inline]
-    fn checksum_offset(&self) -> usize {
-        if self.tcp.is_some() { 16 } else { 6 }
-    }
-
-    /// The header for a packet whose sender left work to be done: checksum, segmentation.
-    fn repair(&self, packet: &[u8], sum: Sum, mtu: usize) -> Option<VirtioNetHdr> {
-        let at = self.transport + self.checksum_offset();
-        let field = u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]);
-        let partial = !sum.is_valid() && field == self.pseudo(packet.len() - self.transport).fold();
-        let oversize = self.oversize(mtu) && mtu > self.headers;
-        if !partial && !(oversize && sum.is_valid()) {
-            return None;
-        }
-        let mut vnet = VirtioNetHdr {
-            flags: VirtioNetHdr::NEEDS_CSUM,
-            csum_start: U16::new(self.transport as u16),
-            csum_offset: U16::new(self.checksum_offset() as u16),
-            ..VirtioNetHdr::default()
-        };
-        if oversize {
-            vnet.gso_type = if self.v4 { VirtioNetHdr::GSO_TCPV4 } else { VirtioNetHdr::GSO_TCPV6 };
-            if self.tcp.is_some_and(|tcp| tcp.flags & CWR != 0) {
-                vnet.gso_type |= VirtioNetHdr::GSO_ECN;
-            }
-            vnet.gso_size = U16::new((mtu - self.headers) as u16);
-            vnet.hdr_len = U16::new(self.headers as u16);
-        }
-        Some(vnet)
-    }
-
-    /// Leaves only the pseudo-header's sum in the checksum field.
-    fn make_partial(&self, packet: &mut [u8]) {
-        let field = self.pseudo(packet.len() - self.transport).fold();
-        let at = self.transport + self.checksum_offset();
-        if let Some(place) = packet.get_mut(at..at + 2) {
-            place.copy_from_slice(&field.to_be_bytes());
-        }
-    }
-}
-
 enum Appended {
     Open,
     Full,
@@ -344,7 +208,7 @@ impl Flow {
     /// Starts a super-packet with a segment, unless one of its checksums is wrong or missing.
     #[inline]
     fn open(&mut self, segment: &Segment, packet: &[u8], clock: u64) -> bool {
-        if !checksums_present(segment, packet) {
+        if !segment.has_checksums(packet) {
             return false;
         }
         let Some(copy) = self.frame.get_mut(VNET_LEN..VNET_LEN + packet.len()) else { return false };
@@ -402,7 +266,7 @@ impl Flow {
     /// Whether headers differ from the first segment's only as those of the next segment would.
     #[inline]
     fn continues(&self, segment: &Segment, packet: &[u8]) -> bool {
-        if segment.headers != self.headers || !segment.plain || !checksums_present(segment, packet) {
+        if segment.headers != self.headers || !segment.plain || !segment.has_checksums(packet) {
             return false;
         }
         let first = &self.frame[VNET_LEN..VNET_LEN + self.headers];
@@ -487,14 +351,6 @@ impl Flow {
     }
 }
 
-/// Whether the IPv4 header's checksum is right and a UDP checksum is there at all.
-#[inline]
-fn checksums_present(segment: &Segment, packet: &[u8]) -> bool {
-    let (ip, l4) = packet.split_at(segment.transport);
-    let udp_zero = segment.tcp.is_none() && l4[6..8] == [0, 0];
-    !udp_zero && (!segment.v4 || Sum::default().bytes(ip).is_valid())
-}
-
 /// IPv6: version, traffic class, flow label, next header and hop limit.
 #[inline]
 fn continues_v6(first: &[u8], ip: &[u8], (old, new): (u8, u8)) -> bool {
@@ -504,43 +360,13 @@ fn continues_v6(first: &[u8], ip: &[u8], (old, new): (u8, u8)) -> bool {
     start == first[..4] && ip[6..8] == first[6..8]
 }
 
-/// Changes type of service or traffic class in place, keeping an IPv4 header's checksum as right or wrong as it was.
-#[inline]
-fn set_tos(packet: &mut [u8], old: u8, new: u8) {
-    if old == new {
-        return;
-    }
-    match packet.first().map(|byte| byte >> 4) {
-        Some(4) => {
-            let Some(header) = packet.first_chunk_mut::<20>() else { return };
-            let before = u16::from_be_bytes([header[0], old]);
-            let after = u16::from_be_bytes([header[0], new]);
-            let checksum = update_word(u16::from_be_bytes([header[10], header[11]]), before, after);
-            header[1] = new;
-            header[10..12].copy_from_slice(&checksum.to_be_bytes());
-        }
-        _ => {
-            if let Some(start) = packet.first_chunk_mut::<4>() {
-                set_traffic_class(start, old, new);
-            }
-        }
-    }
-}
-
-#[inline]
-fn set_traffic_class(start: &mut [u8; 4], old: u8, new: u8) {
-    if old != new {
-        start[0] = start[0] & 0xf0 | new >> 4;
-        start[1] = start[1] & 0x0f | new << 4;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::super::sample::Sample;
     use super::*;
+    use crate::packet::UDP;
 
     fn push(coalescer: &mut Coalescer, packet: &[u8], out: &mut Vec<Vec<u8>>) {
         let inner = Inner::parse(packet).expect("sound");

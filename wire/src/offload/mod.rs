@@ -4,6 +4,7 @@
 //! which size. [`Segments`] cuts one up as the kernel would, [`Coalescer`] joins segments so that cutting the
 //! result up again gives the same packets. Both touch each payload byte once, checksumming while copying.
 
+mod candidate;
 mod checksum;
 mod coalesce;
 #[cfg(test)]
