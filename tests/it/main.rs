@@ -1,3 +1,4 @@
 //! Tests that need root or a second process.
 
 mod lab;
+mod overlay;
