@@ -27,9 +27,12 @@ use crate::sysctl::{self, Setting};
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 pub(crate) const TABLE_MAIN: u32 = 254;
 
-/// How long both ends may take to see each other's carrier: the kernel does it from a work queue, in microseconds
-/// unless that is busy. A packet before it is lost.
+/// How long the pod's end may take to see its carrier: the kernel does it from a work queue, in microseconds unless
+/// that is busy. Until then the pod sees a link that is not running.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Metrics of the routes of a container's further interfaces begin here, after the 1024 of IPv6's own.
+const SECOND_METRIC: u32 = 2000;
 
 /// Settings of every host end. The kernel forwards IPv4 by the ingress device's own setting. Loose reverse path
 /// filtering: a pod that reaches itself by a service address comes in by the link it goes out.
@@ -46,6 +49,9 @@ const HOST_V6: [Setting; 6] = [
     Setting::v6("forwarding", "1"),
     Setting::v6("disable_ipv6", "0"),
 ];
+
+/// Setting of every pod's end: what comes in by a container's second interface is answered by the first.
+const POD_V4: Setting = Setting::v4("rp_filter", "2");
 
 /// Settings of a pod's end that carries IPv6: usable at once, no waiting for duplicates on a link of two.
 const POD_V6: [Setting; 3] =
@@ -121,12 +127,14 @@ impl Plumbing {
             _ => error.into(),
         })?;
         let mut plumbing = Self { netlink, host_name, committed: false };
-        plumbing.host_side(attachment, lease, pod_mac)?;
-        let inside = || pod_side(&attachment.ifname, lease, host_mac);
-        namespace.enter(inside).map_err(|error| {
-            CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()))
-        })??;
-        plumbing.await_carrier()?;
+        let index = plumbing.label(attachment, lease)?;
+        let mut pod =
+            namespace.enter(|| PodSide::prepare(&attachment.ifname, lease)).map_err(|error| {
+                CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()))
+            })??;
+        plumbing.host_side(index, lease, pod_mac)?;
+        pod.connect(lease, host_mac)?;
+        pod.await_carrier()?;
         Ok(plumbing)
     }
 
@@ -135,15 +143,20 @@ impl Plumbing {
         self.committed = true;
     }
 
-    fn host_side(&mut self, attachment: &Attachment, lease: &Lease, pod_mac: MacAddr) -> Result<(), Failure> {
-        let index = self.index()?;
-        let addresses: Vec<IpAddr> = lease.addresses.iter().map(|leased| leased.address).collect();
-        self.netlink.set_link_alias(index, &Alias::new(attachment, &addresses).emit())?;
-        let has_v6 = addresses.iter().any(IpAddr::is_ipv6);
+    /// Writes the lease into the alias. The link's index.
+    fn label(&mut self, attachment: &Attachment, lease: &Lease) -> Result<u32, CniError> {
+        let found = self.netlink.link_by_name(&self.host_name)?;
+        let gone = || CniError::new(Code::Plumbing, format!("link {} went away", self.host_name));
+        let index = found.ok_or_else(gone)?.index;
+        self.netlink.set_link_alias(index, &Alias::new(attachment, &addresses(lease)).emit())?;
+        Ok(index)
+    }
+
+    fn host_side(&mut self, index: u32, lease: &Lease, pod_mac: MacAddr) -> Result<(), Failure> {
         for setting in HOST_V4 {
             setting.apply(&self.host_name)?;
         }
-        if has_v6 {
+        if has_v6(lease) {
             for setting in HOST_V6 {
                 setting.apply(&self.host_name)?;
             }
@@ -151,11 +164,11 @@ impl Plumbing {
             Setting::v6("disable_ipv6", "1").apply(&self.host_name)?;
         }
         self.netlink.set_link_up(index, true)?;
-        if has_v6 {
+        if has_v6(lease) {
             self.netlink.add_address(index, IpAddr::V6(GATEWAY_V6).into())?;
         }
         let mut taken = Vec::new();
-        for address in addresses {
+        for address in addresses(lease) {
             self.netlink.set_permanent_neighbour(index, address, pod_mac)?;
             if !self.claim(index, address)? {
                 taken.push(address);
@@ -173,25 +186,6 @@ impl Plumbing {
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(self.netlink.routes()?.contains(&route)),
             Err(error) => Err(error),
         }
-    }
-
-    fn await_carrier(&mut self) -> Result<(), Failure> {
-        let index = self.index()?;
-        let deadline = Instant::now() + CARRIER_PATIENCE;
-        while !self.netlink.link_is_running(index)? {
-            if Instant::now() > deadline {
-                let message = format!("link {} does not come up", self.host_name);
-                return Err(CniError::new(Code::Plumbing, message).into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-
-    fn index(&mut self) -> Result<u32, CniError> {
-        let found = self.netlink.link_by_name(&self.host_name)?;
-        let gone = || CniError::new(Code::Plumbing, format!("link {} went away", self.host_name));
-        found.map(|link| link.index).ok_or_else(gone)
     }
 }
 
@@ -232,31 +226,78 @@ pub(crate) fn exists(attachment: &Attachment, namespace: &Namespace, host_name: 
         .with_details(format!("{ifname} in {} or {host_name} on the host exists", namespace.path()))
 }
 
-/// Everything inside the pod's namespace.
-fn pod_side(ifname: &str, lease: &Lease, host_mac: MacAddr) -> Result<(), CniError> {
-    let mut netlink = Netlink::open()?;
-    let mut index_of = |name: &str| {
-        let gone =
-            || CniError::new(Code::Plumbing, format!("link {name} is not in the container's namespace"));
-        netlink.link_by_name(name)?.map(|link| link.index).ok_or_else(gone)
-    };
-    let (loopback, index) = (index_of("lo")?, index_of(ifname)?);
-    if lease.addresses.iter().any(|leased| leased.address.is_ipv6()) {
-        Setting::v6("disable_ipv6", "0").apply("lo")?;
-        for setting in POD_V6 {
-            setting.apply(ifname)?;
+fn addresses(lease: &Lease) -> Vec<IpAddr> {
+    lease.addresses.iter().map(|leased| leased.address).collect()
+}
+
+fn has_v6(lease: &Lease) -> bool {
+    lease.addresses.iter().any(|leased| leased.address.is_ipv6())
+}
+
+/// The pod's end, by a socket that lives in the pod's namespace.
+struct PodSide {
+    netlink: Netlink,
+    ifname: String,
+    index: u32,
+}
+
+impl PodSide {
+    /// Settings and links, on a thread inside the namespace. The pod's end comes up before the host's: then the kernel
+    /// reports the pod's carrier at once, whereas that of the end that comes up last may wait for a second
+    /// (`linkwatch_urgent_event` in net/core/link_watch.c).
+    fn prepare(ifname: &str, lease: &Lease) -> Result<Self, CniError> {
+        let mut netlink = Netlink::open()?;
+        let mut index_of = |name: &str| {
+            let gone =
+                || CniError::new(Code::Plumbing, format!("link {name} is not in the container's namespace"));
+            netlink.link_by_name(name)?.map(|link| link.index).ok_or_else(gone)
+        };
+        let (loopback, index) = (index_of("lo")?, index_of(ifname)?);
+        POD_V4.apply(ifname)?;
+        if has_v6(lease) {
+            Setting::v6("disable_ipv6", "0").apply("lo")?;
+            for setting in POD_V6 {
+                setting.apply(ifname)?;
+            }
+        }
+        netlink.set_link_up(loopback, true)?;
+        netlink.set_link_up(index, true)?;
+        Ok(Self { netlink, ifname: ifname.to_owned(), index })
+    }
+
+    /// Addresses, gateways, default routes.
+    fn connect(&mut self, lease: &Lease, host_mac: MacAddr) -> Result<(), CniError> {
+        for leased in &lease.addresses {
+            self.netlink.add_address(self.index, leased.address.into())?;
+            self.netlink.set_permanent_neighbour(self.index, leased.gateway, host_mac)?;
+            self.add_route(&Route { metric: 0, ..host_route(self.index, leased.gateway) })?;
+            self.add_route(&default_route(self.index, leased.gateway))?;
+        }
+        Ok(())
+    }
+
+    /// A second interface of one container finds the routes of the first: its own come after them.
+    fn add_route(&mut self, route: &Route) -> Result<(), CniError> {
+        match self.netlink.add_route(route) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                let metric = SECOND_METRIC.saturating_add(self.index);
+                Ok(self.netlink.add_route(&Route { metric, ..route.clone() })?)
+            }
+            other => Ok(other?),
         }
     }
-    netlink.set_link_up(loopback, true)?;
-    netlink.set_link_up(index, true)?;
-    for leased in &lease.addresses {
-        netlink.add_address(index, leased.address.into())?;
-        netlink.set_permanent_neighbour(index, leased.gateway, host_mac)?;
-        let gateway = Route { metric: 0, ..host_route(index, leased.gateway) };
-        netlink.add_route(&gateway)?;
-        netlink.add_route(&default_route(index, leased.gateway))?;
+
+    fn await_carrier(&mut self) -> Result<(), CniError> {
+        let deadline = Instant::now() + CARRIER_PATIENCE;
+        while !self.netlink.link_is_running(self.index)? {
+            if Instant::now() > deadline {
+                let message = format!("link {} of the container does not come up", self.ifname);
+                return Err(CniError::new(Code::Plumbing, message));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The pod's way to everything.

@@ -101,7 +101,10 @@ fn host_damage(
         is_of(link, attachment) && alias.is_some_and(|alias| alias == Alias::new(attachment, &leased));
     expect(
         is_labelled,
-        format!("host interface {name} has the alias {:?}, not that of this lease", link.alias),
+        format!(
+            "host interface {name} has the alias {:?}, not that of this lease",
+            link.alias.as_deref().unwrap_or_default()
+        ),
     );
     expect(link.up, format!("host interface {name} is down"));
     if let Some(pod) = pod {

@@ -3,12 +3,12 @@
 //! A second opener of a multi-queue TUN and of a `SO_REUSEPORT` port succeeds in silence, so nothing but this
 //! lock keeps two daemons apart. The kernel frees it with the process, however that ends.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -29,17 +29,36 @@ pub struct Lock {
 /// # Errors
 /// Names the holder's process id when the wait was in vain.
 pub fn acquire(run_dir: &Path, wait: Duration) -> Result<Lock> {
+    let path = run_dir.join(LOCK_FILE);
+    let deadline = Instant::now() + wait;
+    loop {
+        make_private(run_dir)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut file = wait_for(open(&path)?, &path, left)?;
+        // Whoever held it may have cleaned up: then this is the lock of a file that nobody else will open.
+        if is_at(&file, &path) {
+            write_pid(&mut file).with_context(|| format!("write our process id into {}", path.display()))?;
+            return Ok(Lock { _file: file });
+        }
+    }
+}
+
+fn make_private(run_dir: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(run_dir)
         .with_context(|| format!("create the run directory {}", run_dir.display()))?;
     std::fs::set_permissions(run_dir, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("restrict the run directory {} to its owner", run_dir.display()))?;
-    let path = run_dir.join(LOCK_FILE);
-    let mut file = wait_for(open(&path)?, &path, wait)?;
-    write_pid(&mut file).with_context(|| format!("write our process id into {}", path.display()))?;
-    Ok(Lock { _file: file })
+        .with_context(|| format!("restrict the run directory {} to its owner", run_dir.display()))
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(held), Ok(present)) => identity(held) == identity(present),
+        _ => false,
+    }
 }
 
 /// Process id of the daemon that holds the lock: `None` if nobody does, `Some(None)` if it is held but the id
@@ -140,6 +159,20 @@ mod tests {
         let second = std::thread::spawn(move || acquire(&path, Duration::from_secs(10)));
         drop(first);
         second.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn one_that_waited_for_a_cleaned_up_directory_gets_the_new_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let run_dir = directory.path().join("run");
+        let first = acquire(&run_dir, Duration::ZERO).unwrap();
+        let waiting = open(&run_dir.join(LOCK_FILE)).unwrap();
+        std::fs::remove_dir_all(&run_dir).unwrap();
+        drop(first);
+        waiting.lock().unwrap();
+        assert!(!is_at(&waiting, &run_dir.join(LOCK_FILE)));
+        let _second = acquire(&run_dir, Duration::ZERO).unwrap();
+        assert_eq!(holder(&run_dir), Some(Some(std::process::id())));
     }
 
     #[test]

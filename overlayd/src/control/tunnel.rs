@@ -186,7 +186,9 @@ impl Control {
             }
             Err(error) => {
                 let failure = self.explain(&error);
-                tracing::error!(error = %failure, "cannot start the datapath");
+                if self.tunnel.failure.as_ref() != Some(&failure) {
+                    tracing::error!(error = %failure, "cannot start the datapath, trying again");
+                }
                 self.tunnel.failed(failure.clone());
                 self.note_error(format!("start the datapath: {failure}"));
             }

@@ -302,4 +302,4 @@ fn exempt(inputs: Inputs<'_>, cluster: &[IpNet], families: &[Family]) -> Vec<Ran
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

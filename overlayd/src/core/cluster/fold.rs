@@ -123,8 +123,10 @@ impl<'a> Fold<'a> {
 
     fn own_mac(&mut self, node: &'a NodeObject) -> MacAddr {
         let mut mac = None;
-        for family in Family::BOTH {
-            let data = match backend_data(&self.prefix, node, family) {
+        // Without flannel a node has one VTEP, which `backend-data` describes.
+        let families = if self.prefix.is_flannel() { Family::BOTH.as_slice() } else { &[Family::V4] };
+        for family in families {
+            let data = match backend_data(&self.prefix, node, *family) {
                 Ok(data) => data.unwrap_or_default(),
                 Err(problem) => {
                     self.refuse(node, problem);
@@ -138,7 +140,7 @@ impl<'a> Fold<'a> {
                     format!("announces VNI {vni}, but this daemon is configured with vni {ours}"),
                 );
             }
-            if let (Some(first), Some(other)) = (mac, data.mac.filter(|_| self.prefix.is_flannel())) {
+            if let (Some(first), Some(other)) = (mac, data.mac) {
                 if first != other {
                     self.refuse(node, format!("announces VtepMAC {other} for IPv6, but {first} serves both"));
                 }

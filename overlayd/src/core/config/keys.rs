@@ -149,13 +149,13 @@ pub const KEYS: &[Key] = &[
 
 /// The key with this name.
 #[must_use]
-pub fn find(name: &str) -> Option<&'static Key> {
+pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
 /// The key whose name is nearest to a misspelt one, if one is near enough to be meant.
 #[must_use]
-pub fn suggest(name: &str) -> Option<&'static Key> {
+pub(super) fn suggest(name: &str) -> Option<&'static Key> {
     let name = name.to_ascii_lowercase().replace('-', "_");
     let nearest = KEYS.iter().min_by_key(|key| distance(key.name, &name))?;
     let near_enough = distance(nearest.name, &name) <= 1 + name.len() / 4;
