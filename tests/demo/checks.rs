@@ -41,11 +41,7 @@ impl<'a> World<'a> {
             pods
         })?;
         let each = begin.elapsed().as_secs_f64() * 1e3 / pods.len() as f64;
-        report.check(
-            "pods added by the CNI plugin",
-            true,
-            format!("{} pods, {each:.1} ms each", pods.len()),
-        );
+        report.check("pods added by the CNI plugin", true, format!("{} pods, {each:.1} ms each", pods.len()));
         let statuses = report
             .attempt("status of every node", || lab.nodes().iter().map(|node| node.status()).collect())?;
         Some(Self { lab, pods, statuses })
@@ -72,11 +68,8 @@ pub(crate) fn matrix(world: &World<'_>, report: &mut Report) {
         (servers, world.lab.outside().serve())
     });
     let Some((servers, outside)) = started else { return };
-    let families: &[bool] = if world.pods.iter().any(|(_, pod)| pod.addresses().len() > 1) {
-        &[true, false]
-    } else {
-        &[true]
-    };
+    let families: &[bool] =
+        if world.pods.iter().any(|(_, pod)| pod.addresses().len() > 1) { &[true, false] } else { &[true] };
     for v4 in families {
         let family = if *v4 { "IPv4" } else { "IPv6" };
         report.heading(&format!("Who reaches whom over {family}, by TCP and UDP, and as whom"));
@@ -128,8 +121,7 @@ fn row(world: &World<'_>, report: &mut Report, row: &Row<'_>) {
     }
     let join = |list: &[IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let first = row.host.addresses().iter().find(|address| address.is_ipv4() == row.v4);
-    let name =
-        format!("{:<7}{}", short(row.host), first.map(ToString::to_string).unwrap_or_default());
+    let name = format!("{:<7}{}", short(row.host), first.map(ToString::to_string).unwrap_or_default());
     let seen = report.dim(&format!("pods: {}; outside: {}", join(&inside_seen), join(&outside_seen)));
     report.line(&format!("  {name:<24}{cells} {seen}"));
 }
@@ -228,9 +220,7 @@ pub(crate) fn speed(world: &World<'_>, report: &mut Report) {
         let udp = |host: &Host, at: SocketAddr| {
             host.udp_flood(at, 64, DATAGRAMS, 0).unwrap_or_else(|error| panic!("{error:#}"))
         };
-        let rtt = |host: &Host, at: SocketAddr| {
-            host.rtt(at, 500).unwrap_or_else(|error| panic!("{error:#}"))
-        };
+        let rtt = |host: &Host, at: SocketAddr| host.rtt(at, 500).unwrap_or_else(|error| panic!("{error:#}"));
         (
             [tcp(client, through.v4()), tcp(&plain_client, around.v4())],
             [udp(client, through.v4()), udp(&plain_client, around.v4())],
@@ -289,6 +279,7 @@ pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
         };
         let before = leases(node.status());
         let (across, within) = (local.tcp_stream(far.v4()), local.udp_stream(near.v4()));
+        across.wait_echoes(20);
         node.kill_daemon();
         let down = Instant::now();
         let while_down = [local.tcp(near.v4()), node.tcp(near.v4()), local.tcp(outside.v4())];
@@ -297,6 +288,7 @@ pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
         let downtime = down.elapsed();
         eventually("traffic across nodes is back", Duration::from_secs(10), || local.tcp(far.v4()).ok);
         let recovered = down.elapsed();
+        across.wait_echoes(20);
         let (across, within) = (across.stop(), within.stop());
         let after = leases(node.status());
         (while_down, egress, downtime, recovered, across, within, before, after)

@@ -44,7 +44,8 @@ pub(crate) fn topology(lab: &Lab, statuses: &[Status], pods: &[(usize, Pod)]) ->
         let height = row.iter().map(Vec::len).max().unwrap_or(0);
         for line in 0..height {
             let text = |lines: &Vec<String>| lines.get(line).cloned().unwrap_or_default();
-            picture.push(row.iter().map(|lines| format!("  │ {:<w$}│", text(lines), w = width - 1)).collect());
+            picture
+                .push(row.iter().map(|lines| format!("  │ {:<w$}│", text(lines), w = width - 1)).collect());
         }
         picture.push(row.iter().map(|_| format!("  └{}┘", "─".repeat(width))).collect());
     }
