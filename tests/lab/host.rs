@@ -573,6 +573,22 @@ pub struct Running {
 }
 
 impl Running {
+    /// How many echoes have come back so far.
+    #[must_use]
+    pub fn echoes(&self) -> usize {
+        self.process.stdout().lines().filter(|line| line.starts_with("echo ")).count()
+    }
+
+    /// Waits until so many more echoes have come back.
+    ///
+    /// # Panics
+    /// If they have not within 20 s.
+    #[track_caller]
+    pub fn wait_echoes(&self, more: usize) {
+        let line = format!("echo {}", self.echoes() + more);
+        self.process.wait_stdout(|said| said == line);
+    }
+
     /// Stops it; what came of it.
     ///
     /// # Panics

@@ -95,6 +95,7 @@ pub(crate) fn stream(server: SocketAddr, interval: Duration, patience: Duration)
             let gap = u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX);
             report_value.longest_gap_ms = report_value.longest_gap_ms.max(gap);
             last = Instant::now();
+            println!("echo {}", report_value.answered);
             std::thread::sleep(interval.saturating_sub(begin.elapsed()));
         }
         Ok(())

@@ -248,6 +248,7 @@ pub(crate) fn stream(server: SocketAddr, interval: Duration, patience: Duration)
                     let gap = u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX);
                     result.longest_gap_ms = result.longest_gap_ms.max(gap);
                     last = Instant::now();
+                    println!("echo {}", result.answered);
                     break;
                 }
                 Ok(_) => {}

@@ -1,0 +1,333 @@
+//! What the demo tries.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use overlayd::core::status::Status;
+use tests::{Host, Lab, Pod, Server, eventually};
+
+use crate::report::Report;
+
+/// How long each throughput measurement should take, about.
+const MEASURE: f64 = 1.5;
+/// Datagrams of one packet-rate measurement.
+const DATAGRAMS: u64 = 150_000;
+
+/// The lab with everything running.
+#[derive(Debug)]
+pub(crate) struct World<'a> {
+    lab: &'a Lab,
+    /// Node index and pod.
+    pub(crate) pods: Vec<(usize, Pod)>,
+    pub(crate) statuses: Vec<Status>,
+}
+
+impl<'a> World<'a> {
+    /// Starts daemons and pods. `None` if that fails: there is nothing to look at then.
+    pub(crate) fn start(lab: &'a Lab, pods_per_node: usize, report: &mut Report) -> Option<Self> {
+        let begin = Instant::now();
+        report.attempt("daemons ready", || lab.start_daemons())?;
+        let ms = begin.elapsed().as_millis();
+        report.check("daemons ready", true, format!("{} daemons: {ms} ms", lab.nodes().len()));
+        let begin = Instant::now();
+        let pods = report.attempt("pods added by the CNI plugin", || {
+            let mut pods = Vec::new();
+            for (index, node) in lab.nodes().iter().enumerate() {
+                for _ in 0..pods_per_node {
+                    let name = format!("pod-{}", pods.len() + 1);
+                    pods.push((index, node.add_pod(&name)));
+                }
+            }
+            pods
+        })?;
+        let each = begin.elapsed().as_secs_f64() * 1e3 / pods.len() as f64;
+        report.check("pods added by the CNI plugin", true, format!("{} pods, {each:.1} ms each", pods.len()));
+        let statuses = report
+            .attempt("status of every node", || lab.nodes().iter().map(|node| node.status()).collect())?;
+        Some(Self { lab, pods, statuses })
+    }
+
+    fn pod_on(&self, node: usize, nth: usize) -> Option<&Pod> {
+        self.pods.iter().filter(|(owner, _)| *owner == node).map(|(_, pod)| pod).nth(nth)
+    }
+}
+
+fn short(host: &Host) -> &str {
+    host.label().split('@').next().unwrap_or_default()
+}
+
+/// Who may be seen when `host` talks: its own addresses, and for a node its tunnel addresses too.
+fn matching(allowed: &[IpAddr], seen: Option<IpAddr>) -> bool {
+    seen.is_some_and(|seen| allowed.contains(&seen))
+}
+
+/// Every pod and node to every pod, every pod to the outside, by TCP and UDP.
+pub(crate) fn matrix(world: &World<'_>, report: &mut Report) {
+    let started = report.attempt("servers in pods and outside", || {
+        let servers: Vec<Server> = world.pods.iter().map(|(_, pod)| pod.serve()).collect();
+        (servers, world.lab.outside().serve())
+    });
+    let Some((servers, outside)) = started else { return };
+    let families: &[bool] =
+        if world.pods.iter().any(|(_, pod)| pod.addresses().len() > 1) { &[true, false] } else { &[true] };
+    for v4 in families {
+        let family = if *v4 { "IPv4" } else { "IPv6" };
+        report.heading(&format!("Who reaches whom over {family}, by TCP and UDP, and as whom"));
+        let names: String = servers.iter().map(|server| format!(" {:^7}", short(server))).collect();
+        report.line(&format!("  {:<24}{names} {:^7}  seen as", "from \\ to", "outside"));
+        let pods = world.pods.iter().map(|(node, pod)| (*node, &**pod, true));
+        let nodes = world.lab.nodes().iter().enumerate().map(|(index, node)| (index, &**node, false));
+        for (node, host, is_pod) in pods.chain(nodes) {
+            row(world, report, &Row { node, host, is_pod, v4: *v4, servers: &servers, outside: &outside });
+        }
+    }
+}
+
+struct Row<'a> {
+    node: usize,
+    host: &'a Host,
+    is_pod: bool,
+    v4: bool,
+    servers: &'a [Server],
+    outside: &'a Server,
+}
+
+fn row(world: &World<'_>, report: &mut Report, row: &Row<'_>) {
+    let node = &world.lab.nodes()[row.node];
+    let mut own = row.host.addresses().to_vec();
+    if !row.is_pod {
+        own.extend(node.tunnel_addresses());
+    }
+    let (mut cells, mut inside_seen, mut outside_seen) = (String::new(), Vec::new(), Vec::new());
+    let targets = row.servers.iter().map(|server| (server, false)).chain([(row.outside, true)]);
+    for (server, is_outside) in targets {
+        if server.label() == row.host.label() {
+            cells += &format!(" {:^7}", "·");
+            continue;
+        }
+        let Some(address) = server.addresses().iter().find(|address| address.is_ipv4() == row.v4) else {
+            continue;
+        };
+        // Behind its node's address: that is what island mode promises to the outside.
+        let allowed = if is_outside { node.addresses() } else { &own };
+        let (ok, seen) = probe(report, row.host, server, server.at(*address), allowed);
+        let list = if is_outside { &mut outside_seen } else { &mut inside_seen };
+        for address in seen {
+            if !list.contains(&address) {
+                list.push(address);
+            }
+        }
+        cells += &format!("    {}   ", report.mark(ok));
+    }
+    let join = |list: &[IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let first = row.host.addresses().iter().find(|address| address.is_ipv4() == row.v4);
+    let name = format!("{:<7}{}", short(row.host), first.map(ToString::to_string).unwrap_or_default());
+    let seen = report.dim(&format!("pods: {}; outside: {}", join(&inside_seen), join(&outside_seen)));
+    report.line(&format!("  {name:<24}{cells} {seen}"));
+}
+
+fn probe(
+    report: &mut Report,
+    from: &Host,
+    to: &Server,
+    address: SocketAddr,
+    allowed: &[IpAddr],
+) -> (bool, Vec<IpAddr>) {
+    let family = if address.is_ipv4() { "" } else { ", IPv6" };
+    let name = |kind: &str| format!("{} to {} by {kind}{family}", short(from), short(to));
+    let tcp = report.attempt(&name("TCP"), || from.tcp(address));
+    let udp = report.attempt(&name("UDP"), || from.udp(address, 128));
+    let (Some(tcp), Some(udp)) = (tcp, udp) else { return (false, Vec::new()) };
+    let mut seen = Vec::new();
+    let mut all = true;
+    let answers = [
+        ("TCP", tcp.seen.map(|seen| seen.ip()), tcp.error.unwrap_or_default()),
+        ("UDP", udp.seen.map(|seen| seen.ip()), format!("no answer: {udp:?}")),
+    ];
+    for (kind, address, error) in answers {
+        let ok = matching(allowed, address);
+        let detail = address.map_or(error, |address| format!("seen as {address}"));
+        all &= report.keep(name(kind), ok, detail);
+        seen.extend(address);
+    }
+    (all, seen)
+}
+
+/// The largest packet passes whole; one byte more brings back an ICMP that says how much would fit.
+pub(crate) fn path_mtu(world: &World<'_>, report: &mut Report) {
+    report.heading("Path MTU with don't-fragment, from node-1 to node-2");
+    let mtu = world.statuses[0].mtu;
+    let Some(server) = world.pod_on(1, 0) else { return };
+    let probes = report.attempt("path MTU", || {
+        let serving = server.serve();
+        let pod = world.lab.node(1).add_pod("mtu-probe");
+        // The pod's own link would refuse a longer packet itself; the router is to answer.
+        pod.set_link_mtu("eth0", mtu + 50);
+        world.lab.node(1).set_link_mtu(&pod.host_link(), mtu + 50);
+        let headers = |address: IpAddr| if address.is_ipv4() { 28 } else { 48 };
+        let result: Vec<_> = server
+            .addresses()
+            .iter()
+            .map(|address| {
+                let fit = mtu as usize - headers(*address);
+                let at = serving.at(*address);
+                (*address, pod.udp_df(at, fit), pod.udp_df(at, fit + 1))
+            })
+            .collect();
+        pod.del();
+        result
+    });
+    for (address, fits, too_big) in probes.into_iter().flatten() {
+        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        report.check(
+            &format!("{mtu} bytes of {family} pass"),
+            fits.answered == 1 && fits.icmp.is_empty(),
+            format!("{} sent, {} answered, {} ICMP", fits.sent, fits.answered, fits.icmp.len()),
+        );
+        let icmp = too_big.icmp.first();
+        let detail = match icmp {
+            Some(icmp) => format!(
+                "ICMP type {} code {} from {}: mtu {}",
+                icmp.kind,
+                icmp.code,
+                icmp.from.map_or("?".into(), |from| from.to_string()),
+                icmp.mtu.unwrap_or(0)
+            ),
+            None => format!("no ICMP: {too_big:?}"),
+        };
+        let ok = too_big.answered == 0 && icmp.and_then(|icmp| icmp.mtu) == Some(mtu);
+        report.check(&format!("{} bytes bring an ICMP back", mtu + 1), ok, detail);
+    }
+}
+
+/// Through the overlay and through plain routes, in turns, on the same nodes.
+pub(crate) fn speed(world: &World<'_>, report: &mut Report) {
+    report.heading("Speed from node-1 to node-2, and the same without a tunnel");
+    let (Some(client), Some(server)) = (world.pod_on(0, 0), world.pod_on(1, 0)) else { return };
+    let hosts = report.attempt("plain hosts", || {
+        let plain = |number| world.lab.add_plain_host(number).unwrap_or_else(|error| panic!("{error:#}"));
+        (plain(1), plain(2))
+    });
+    let Some((plain_client, plain_server)) = hosts else { return };
+    let measured = report.attempt("speed", || {
+        let (through, around) = (server.serve(), plain_server.serve());
+        let tcp = |host: &Host, at: SocketAddr| {
+            let first = host.throughput(at, 32 << 20).unwrap_or_else(|error| panic!("{error:#}"));
+            let bytes = (first.bytes as f64 / first.seconds * MEASURE) as u64;
+            let bytes = bytes.clamp(32 << 20, 8 << 30);
+            host.throughput(at, bytes).unwrap_or_else(|error| panic!("{error:#}"))
+        };
+        let udp = |host: &Host, at: SocketAddr| {
+            host.udp_flood(at, 64, DATAGRAMS, 0).unwrap_or_else(|error| panic!("{error:#}"))
+        };
+        let rtt = |host: &Host, at: SocketAddr| host.rtt(at, 500).unwrap_or_else(|error| panic!("{error:#}"));
+        (
+            [tcp(client, through.v4()), tcp(&plain_client, around.v4())],
+            [udp(client, through.v4()), udp(&plain_client, around.v4())],
+            [rtt(client, through.v4()), rtt(&plain_client, around.v4())],
+        )
+    });
+    let Some(([tcp, plain_tcp], [udp, plain_udp], [rtt, plain_rtt])) = measured else { return };
+    report.line(&format!("    {:<44} {:>12} {:>12}", "", "overlayd", "no tunnel"));
+    let compare = |report: &mut Report, name: &str, ok: bool, a: String, b: String| {
+        report.line(&format!("  {} {name:<44} {a:>12} {b:>12}", report.mark(ok)));
+        report.keep(name.to_owned(), ok, format!("overlayd {a}, without a tunnel {b}"));
+    };
+    compare(
+        report,
+        "TCP throughput, one stream, Gbit/s",
+        tcp.gbit_per_second > 0.0,
+        format!("{:.2}", tcp.gbit_per_second),
+        format!("{:.2}", plain_tcp.gbit_per_second),
+    );
+    compare(
+        report,
+        "UDP of 64 bytes, packets/s received",
+        udp.received > 0,
+        format!("{:.0}", udp.packets_per_second),
+        format!("{:.0}", plain_udp.packets_per_second),
+    );
+    compare(
+        report,
+        "  of these lost (unpaced), %",
+        true,
+        format!("{:.1}", udp.loss() * 100.0),
+        format!("{:.1}", plain_udp.loss() * 100.0),
+    );
+    compare(
+        report,
+        "round trip, median, microseconds",
+        rtt.count > 0,
+        format!("{:.0}", rtt.p50_us),
+        format!("{:.0}", plain_rtt.p50_us),
+    );
+}
+
+/// A daemon is killed and comes back under traffic.
+pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
+    report.heading("The daemon of node-1 is killed (-9) and comes back, under traffic");
+    let node = world.lab.node(1);
+    let (Some(local), Some(remote)) = (world.pod_on(0, 0), world.pod_on(1, 0)) else { return };
+    let happened = report.attempt("kill and restart", || {
+        let neighbour = world.pod_on(0, 1).cloned().unwrap_or_else(|| node.add_pod("neighbour"));
+        let (far, near, outside) = (remote.serve(), neighbour.serve(), world.lab.outside().serve());
+        let leases = |status: Status| {
+            let mut leases: Vec<_> =
+                status.leases.into_iter().map(|lease| (lease.container, lease.addresses)).collect();
+            leases.sort();
+            leases
+        };
+        let before = leases(node.status());
+        let (across, within) = (local.tcp_stream(far.v4()), local.udp_stream(near.v4()));
+        across.wait_echoes(20);
+        node.kill_daemon();
+        let down = Instant::now();
+        let while_down = [local.tcp(near.v4()), node.tcp(near.v4()), local.tcp(outside.v4())];
+        let egress = while_down[2].seen.map(|seen| seen.ip());
+        node.restart_daemon();
+        let downtime = down.elapsed();
+        eventually("traffic across nodes is back", Duration::from_secs(10), || local.tcp(far.v4()).ok);
+        let recovered = down.elapsed();
+        across.wait_echoes(20);
+        let (across, within) = (across.stop(), within.stop());
+        let after = leases(node.status());
+        (while_down, egress, downtime, recovered, across, within, before, after)
+    });
+    let Some((while_down, egress, downtime, recovered, across, within, before, after)) = happened else {
+        return;
+    };
+    report.check(
+        "daemon down: pods of the node reach each other",
+        while_down[0].ok,
+        while_down[0].error.clone().unwrap_or_else(|| "new TCP connection".into()),
+    );
+    report.check(
+        "daemon down: the node reaches its pods",
+        while_down[1].ok,
+        while_down[1].error.clone().unwrap_or_else(|| "as a kubelet's probe does".into()),
+    );
+    report.check(
+        "daemon down: pods reach the outside as their node",
+        matching(node.addresses(), egress),
+        egress.map_or("no answer".into(), |seen| format!("seen as {seen}")),
+    );
+    report.check(
+        "same-node datagrams lost",
+        within.sent == within.answered && within.error.is_none(),
+        format!("{} of {}", within.sent - within.answered, within.sent),
+    );
+    report.check(
+        "TCP connection across nodes goes on",
+        across.error.is_none() && across.answered > 0,
+        across.error.clone().unwrap_or_else(|| {
+            format!(
+                "{} echoes, longest pause {} ms (daemon away {} ms, new connections after {} ms)",
+                across.answered,
+                across.longest_gap_ms,
+                downtime.as_millis(),
+                recovered.as_millis()
+            )
+        }),
+    );
+    report.check("pods keep their addresses", before == after, format!("{} leases", after.len()));
+}
