@@ -175,13 +175,24 @@ impl Plumbing {
         if taken.is_empty() { Ok(()) } else { Err(Failure::Taken(taken)) }
     }
 
-    /// Adds the host route to a pod's address; false if another link has it.
+    /// Adds the host route to a pod's address; false if somebody else has the address: by the same route, by one that
+    /// goes before ours, or as an address of the host.
     fn claim(&mut self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
         let route = host_route(index, address);
         match self.netlink.add_route(&route) {
-            Ok(()) => Ok(true),
+            Ok(()) => {}
             // The daemon gives a route to every link that has an alias and none: it may have been quicker.
-            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(self.netlink.routes()?.contains(&route)),
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                if !self.netlink.routes()?.contains(&route) {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        match self.netlink.route_to(address) {
+            Ok(taken) => Ok(taken.kind == RouteKind::Unicast && taken.link == Some(index)),
+            // An unreachable route of somebody.
+            Err(error) if error.errno().is_some() => Ok(false),
             Err(error) => Err(error),
         }
     }
