@@ -39,6 +39,7 @@ pub(super) struct TcpPart {
 }
 
 impl Segment {
+    #[inline]
     pub(super) fn of(packet: &[u8], delivery: &Delivery<'_>) -> Option<Self> {
         let inner = &delivery.inner;
         if inner.fragment != Fragment::Whole || !matches!(inner.protocol, TCP | UDP) {
@@ -78,17 +79,20 @@ impl Segment {
     }
 
     /// Whether a super-packet may begin with it, its checksums aside.
+    #[inline]
     pub(super) fn may_open(&self) -> bool {
         self.plain
             && self.payload > 0
             && self.tcp.is_none_or(|tcp| tcp.flags & (SYN | FIN | RST | URG | CWR | PSH) == 0)
     }
 
+    #[inline]
     pub(super) fn oversize(&self, mtu: usize) -> bool {
         mtu != 0 && self.tcp.is_some() && self.headers + self.payload > mtu
     }
 
     /// Whether the IPv4 header's checksum is right and a UDP checksum is there at all.
+    #[inline]
     pub(super) fn has_checksums(&self, packet: &[u8]) -> bool {
         let (ip, l4) = packet.split_at(self.transport);
         let udp_zero = self.tcp.is_none() && l4[6..8] == [0, 0];
@@ -96,6 +100,7 @@ impl Segment {
     }
 
     /// Copies the packet and returns the sum over pseudo header and transport.
+    #[inline]
     pub(super) fn copy(&self, packet: &[u8], copy: &mut [u8]) -> Sum {
         let (ip, l4) = packet.split_at(self.transport);
         let (copy_ip, copy_l4) = copy.split_at_mut(self.transport);
@@ -103,10 +108,12 @@ impl Segment {
         copy_sum(l4, copy_l4).plus(self.pseudo(l4.len()))
     }
 
+    #[inline]
     pub(super) fn pseudo(&self, length: usize) -> Sum {
         pseudo_header(self.key.source, self.key.destination, self.key.protocol, length)
     }
 
+    #[inline]
     fn checksum_offset(&self) -> usize {
         if self.tcp.is_some() { 16 } else { 6 }
     }

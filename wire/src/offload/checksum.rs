@@ -98,6 +98,7 @@ pub fn copy_sum(from: &[u8], to: &mut [u8]) -> Sum {
 
 /// The sum over a pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1) for `length` bytes of transport.
 #[must_use]
+#[inline]
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Sum {
     let sum = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -116,6 +117,7 @@ pub fn update_word(checksum: u16, old: u16, new: u16) -> u16 {
 }
 
 impl Sum {
+    #[inline]
     fn address(self, address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => self.long(v4.to_bits()),

@@ -64,6 +64,7 @@ impl Inner {
     ///
     /// # Errors
     /// See [`Malformed`].
+    #[inline]
     pub fn parse(packet: &[u8]) -> Result<Self, Malformed> {
         match packet.first().map(|byte| byte >> 4) {
             Some(4) => Self::parse_v4(packet),
@@ -72,6 +73,7 @@ impl Inner {
         }
     }
 
+    #[inline]
     fn parse_v4(packet: &[u8]) -> Result<Self, Malformed> {
         let header = packet.first_chunk::<20>().ok_or(Malformed::Lengths)?;
         let transport = usize::from(header[0] & 0x0f) * 4;
@@ -95,6 +97,7 @@ impl Inner {
         })
     }
 
+    #[inline]
     fn parse_v6(packet: &[u8]) -> Result<Self, Malformed> {
         let header = packet.first_chunk::<40>().ok_or(Malformed::Lengths)?;
         let length = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
@@ -119,18 +122,21 @@ impl Inner {
 
     /// Whether the inner packet is IPv4.
     #[must_use]
+    #[inline]
     pub fn is_v4(&self) -> bool {
         self.source.is_ipv4()
     }
 
     /// The two ECN bits (RFC 3168, section 5).
     #[must_use]
+    #[inline]
     pub fn ecn(&self) -> u8 {
         self.tos & 3
     }
 }
 
 impl Fragment {
+    #[inline]
     fn of(later: bool, more: bool) -> Self {
         match (later, more) {
             (true, _) => Self::Later,
@@ -182,6 +188,7 @@ impl Chain {
     }
 }
 
+#[inline]
 fn ports(packet: &[u8], transport: usize, protocol: u8, fragment: Fragment) -> Option<(u16, u16)> {
     if !matches!(protocol, TCP | UDP | SCTP) || fragment == Fragment::Later {
         return None;
@@ -190,6 +197,7 @@ fn ports(packet: &[u8], transport: usize, protocol: u8, fragment: Fragment) -> O
     Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
+#[inline]
 fn v6(bytes: &[u8]) -> IpAddr {
     let octets: [u8; 16] = bytes.try_into().unwrap_or_default();
     IpAddr::V6(Ipv6Addr::from(octets))
