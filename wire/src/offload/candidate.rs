@@ -157,7 +157,6 @@ impl Segment {
 }
 
 /// Changes type of service or traffic class in place, keeping an IPv4 header's checksum as right or wrong as it was.
-#[inline]
 pub(super) fn set_tos(packet: &mut [u8], old: u8, new: u8) {
     if old == new {
         return;
@@ -179,7 +178,6 @@ pub(super) fn set_tos(packet: &mut [u8], old: u8, new: u8) {
     }
 }
 
-#[inline]
 pub(super) fn set_traffic_class(start: &mut [u8; 4], old: u8, new: u8) {
     if old != new {
         start[0] = start[0] & 0xf0 | new >> 4;

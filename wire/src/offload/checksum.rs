@@ -12,7 +12,6 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds bytes that begin at an even offset of what is summed. An odd last byte is padded with zero, so only the last piece may be odd.
     #[must_use]
-    #[inline]
     pub fn bytes(self, data: &[u8]) -> Self {
         let (blocks, rest) = data.as_chunks::<BLOCK>();
         let mut lanes = [0; LANES];
@@ -69,7 +68,6 @@ impl Sum {
     }
 
     /// Less than a block, of which the last byte may be odd.
-    #[inline]
     fn tail(self, data: &[u8]) -> Self {
         let (words, rest) = data.as_chunks::<4>();
         let mut sum = self.0;
@@ -85,7 +83,6 @@ impl Sum {
 }
 
 /// Copies `from` to the start of `to` and sums it on the way. Bytes that do not fit are left out of both.
-#[inline]
 pub fn copy_sum(from: &[u8], to: &mut [u8]) -> Sum {
     let length = from.len().min(to.len());
     let (from_blocks, from_rest) = from[..length].as_chunks::<BLOCK>();

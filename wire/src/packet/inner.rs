@@ -156,7 +156,6 @@ struct Chain {
 impl Chain {
     /// Follows extension headers (RFC 8200, section 4) while they lie wholly in the packet. A chain that breaks
     /// off ends at the header that cannot be read: the receiving host judges that, not the tunnel.
-    #[inline]
     fn follow(packet: &[u8], first: u8) -> Self {
         let mut chain = Self { transport: 40, protocol: first, fragment: Fragment::Whole };
         for _ in 0..EXTENSIONS_MAX {
