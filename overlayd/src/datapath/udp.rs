@@ -225,7 +225,7 @@ fn wait_writable(socket: &Socket) -> io::Result<()> {
 
 fn reason(error: &io::Error) -> DropReason {
     match error.kind() {
-        io::ErrorKind::WouldBlock => DropReason::SendBufferFull,
+        io::ErrorKind::WouldBlock => DropReason::SendWouldBlock,
         _ => DropReason::SendFailed,
     }
 }
