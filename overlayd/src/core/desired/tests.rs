@@ -1,3 +1,5 @@
+//! What the wish looks like, case by case.
+
 use std::time::Duration;
 
 use wire::packet::MacAddr;
