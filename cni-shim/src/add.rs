@@ -124,7 +124,7 @@ fn build(conf: &Conf, attachment: &Attachment, namespace: &Namespace) -> Result<
             Ok(plumbing) => return Ok((plumbing, lease)),
             Err(Failure::Cni(error)) => return Err(error),
             Err(Failure::Taken(addresses)) => {
-                eprintln!("overlayd cni: {addresses:?} have routes of others on this host, asking for more");
+                eprintln!("overlayd cni: {addresses:?} are in use on this host already, asking for others");
                 taken.extend(&addresses);
                 request = Request::Taken { attachment: attachment.clone(), addresses };
             }
