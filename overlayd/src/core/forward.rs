@@ -1129,8 +1129,10 @@ mod tests {
         }
     }
 
+    type FlowKey = (IpAddr, u8, Option<(u16, u16)>);
+
     /// The plain packets of each flow, in order, without what an unfragmentable packet's identification says.
-    fn by_flow(frames: &[Vec<u8>]) -> BTreeMap<(IpAddr, u8, Option<(u16, u16)>), Vec<Vec<u8>>> {
+    fn by_flow(frames: &[Vec<u8>]) -> BTreeMap<FlowKey, Vec<Vec<u8>>> {
         let mut flows: BTreeMap<_, Vec<Vec<u8>>> = BTreeMap::new();
         for frame in frames {
             split(frame, &mut |frame| {

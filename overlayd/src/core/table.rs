@@ -237,10 +237,10 @@ impl Table {
         for cidr in cidrs {
             match cidr.trunc() {
                 IpNet::V4(net) => {
-                    self.destinations_v4.insert(net.network().to_bits(), net.prefix_len(), index)
+                    self.destinations_v4.insert(net.network().to_bits(), net.prefix_len(), index);
                 }
                 IpNet::V6(net) => {
-                    self.destinations_v6.insert(net.network().to_bits(), net.prefix_len(), index)
+                    self.destinations_v6.insert(net.network().to_bits(), net.prefix_len(), index);
                 }
             }
         }
@@ -362,7 +362,7 @@ trait Address: Copy + Eq + Hash {
 
 impl Address for u32 {
     fn mask(length: u8) -> Self {
-        Self::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0)
+        Self::MAX.checked_shl(Self::BITS - Self::from(length)).unwrap_or(0)
     }
 
     #[inline]
@@ -373,7 +373,7 @@ impl Address for u32 {
 
 impl Address for u128 {
     fn mask(length: u8) -> Self {
-        Self::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0)
+        Self::MAX.checked_shl(Self::BITS - u32::from(length)).unwrap_or(0)
     }
 
     #[inline]
