@@ -245,6 +245,8 @@ fn sysctls(inputs: Inputs<'_>, families: &[Family]) -> Vec<Sysctl> {
             }
         }
         want(FORWARDING_V6.to_owned(), "1");
+        // A node that turned IPv6 off for new devices would refuse the tunnel address.
+        want(disable_ipv6(&config.device), "0");
     }
     want(FORWARDING_V4.to_owned(), "1");
     want(accept_ra(&config.device), "0");
@@ -273,6 +275,12 @@ pub const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
 #[must_use]
 pub fn accept_ra(link: &str) -> String {
     format!("net/ipv6/conf/{link}/accept_ra")
+}
+
+/// The link's `disable_ipv6` below `/proc/sys`.
+#[must_use]
+pub fn disable_ipv6(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/disable_ipv6")
 }
 
 /// The link's `addr_gen_mode` below `/proc/sys`.

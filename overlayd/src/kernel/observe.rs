@@ -7,7 +7,7 @@ use cni_shim::netlink::{Address, Link, Neighbour as KernelNeighbour, Route as Ke
 use ipnet::IpNet;
 use wire::tag::{self, Alias};
 
-use crate::core::desired::{FORWARDING_V4, FORWARDING_V6, accept_ra, addr_gen_mode, rp_filter};
+use crate::core::desired::{FORWARDING_V4, FORWARDING_V6, accept_ra, addr_gen_mode, disable_ipv6, rp_filter};
 use crate::core::leases::ObservedVeth;
 use crate::core::plan::{Actual, Device, ForeignLink, ForeignRoute, Neighbour, Route, Via};
 
@@ -153,7 +153,7 @@ pub(super) fn routed_links(routes: &[KernelRoute]) -> BTreeSet<(IpAddr, u32)> {
 pub(super) fn sysctl_keys(device: &str, actual: &Actual) -> Vec<String> {
     let mut keys = vec![FORWARDING_V4.to_owned(), FORWARDING_V6.to_owned(), rp_filter("all")];
     keys.extend(actual.advertised_defaults.iter().map(|link| accept_ra(link)));
-    keys.extend([accept_ra(device), addr_gen_mode(device), rp_filter(device)]);
+    keys.extend([accept_ra(device), addr_gen_mode(device), disable_ipv6(device), rp_filter(device)]);
     keys.extend(actual.veths.iter().map(|veth| rp_filter(&veth.name)));
     keys
 }

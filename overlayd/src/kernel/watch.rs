@@ -148,7 +148,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel::<()>();
         // The nftables group needs a privilege that unit tests do not have.
         let watch = start(vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap()], move || {
-            sender.send(()).unwrap_or(())
+            sender.send(()).unwrap_or(());
         })
         .unwrap();
         drop(watch);

@@ -23,7 +23,7 @@ fn apply(state: &mut Actual, op: &Op) {
         }
         Op::SetMtu { link, mtu } => device(state, *link, &|device| device.mtu = *mtu),
         Op::SetQueueLength { link, packets } => {
-            device(state, *link, &|device| device.tx_queue_len = *packets)
+            device(state, *link, &|device| device.tx_queue_len = *packets);
         }
         Op::SetUp { link } => match state.veths.iter_mut().find(|veth| veth.index == *link) {
             Some(veth) => veth.up = true,
