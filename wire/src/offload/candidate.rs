@@ -39,7 +39,6 @@ pub(super) struct TcpPart {
 }
 
 impl Segment {
-    #[inline]
     pub(super) fn of(packet: &[u8], delivery: &Delivery<'_>) -> Option<Self> {
         let inner = &delivery.inner;
         if inner.fragment != Fragment::Whole || !matches!(inner.protocol, TCP | UDP) {
@@ -79,20 +78,17 @@ impl Segment {
     }
 
     /// Whether a super-packet may begin with it, its checksums aside.
-    #[inline]
     pub(super) fn may_open(&self) -> bool {
         self.plain
             && self.payload > 0
             && self.tcp.is_none_or(|tcp| tcp.flags & (SYN | FIN | RST | URG | CWR | PSH) == 0)
     }
 
-    #[inline]
     pub(super) fn oversize(&self, mtu: usize) -> bool {
         mtu != 0 && self.tcp.is_some() && self.headers + self.payload > mtu
     }
 
     /// Whether the IPv4 header's checksum is right and a UDP checksum is there at all.
-    #[inline]
     pub(super) fn has_checksums(&self, packet: &[u8]) -> bool {
         let (ip, l4) = packet.split_at(self.transport);
         let udp_zero = self.tcp.is_none() && l4[6..8] == [0, 0];
@@ -100,7 +96,6 @@ impl Segment {
     }
 
     /// Copies the packet and returns the sum over pseudo header and transport.
-    #[inline]
     pub(super) fn copy(&self, packet: &[u8], copy: &mut [u8]) -> Sum {
         let (ip, l4) = packet.split_at(self.transport);
         let (copy_ip, copy_l4) = copy.split_at_mut(self.transport);
@@ -108,12 +103,10 @@ impl Segment {
         copy_sum(l4, copy_l4).plus(self.pseudo(l4.len()))
     }
 
-    #[inline]
     pub(super) fn pseudo(&self, length: usize) -> Sum {
         pseudo_header(self.key.source, self.key.destination, self.key.protocol, length)
     }
 
-    #[inline]
     fn checksum_offset(&self) -> usize {
         if self.tcp.is_some() { 16 } else { 6 }
     }
@@ -157,7 +150,6 @@ impl Segment {
 }
 
 /// Changes type of service or traffic class in place, keeping an IPv4 header's checksum as right or wrong as it was.
-#[inline]
 pub(super) fn set_tos(packet: &mut [u8], old: u8, new: u8) {
     if old == new {
         return;
@@ -179,7 +171,6 @@ pub(super) fn set_tos(packet: &mut [u8], old: u8, new: u8) {
     }
 }
 
-#[inline]
 pub(super) fn set_traffic_class(start: &mut [u8; 4], old: u8, new: u8) {
     if old != new {
         start[0] = start[0] & 0xf0 | new >> 4;

@@ -64,7 +64,6 @@ impl Inner {
     ///
     /// # Errors
     /// See [`Malformed`].
-    #[inline]
     pub fn parse(packet: &[u8]) -> Result<Self, Malformed> {
         match packet.first().map(|byte| byte >> 4) {
             Some(4) => Self::parse_v4(packet),
@@ -73,7 +72,6 @@ impl Inner {
         }
     }
 
-    #[inline]
     fn parse_v4(packet: &[u8]) -> Result<Self, Malformed> {
         let header = packet.first_chunk::<20>().ok_or(Malformed::Lengths)?;
         let transport = usize::from(header[0] & 0x0f) * 4;
@@ -97,7 +95,6 @@ impl Inner {
         })
     }
 
-    #[inline]
     fn parse_v6(packet: &[u8]) -> Result<Self, Malformed> {
         let header = packet.first_chunk::<40>().ok_or(Malformed::Lengths)?;
         let length = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
@@ -122,21 +119,18 @@ impl Inner {
 
     /// Whether the inner packet is IPv4.
     #[must_use]
-    #[inline]
     pub fn is_v4(&self) -> bool {
         self.source.is_ipv4()
     }
 
     /// The two ECN bits (RFC 3168, section 5).
     #[must_use]
-    #[inline]
     pub fn ecn(&self) -> u8 {
         self.tos & 3
     }
 }
 
 impl Fragment {
-    #[inline]
     fn of(later: bool, more: bool) -> Self {
         match (later, more) {
             (true, _) => Self::Later,
@@ -156,7 +150,6 @@ struct Chain {
 impl Chain {
     /// Follows extension headers (RFC 8200, section 4) while they lie wholly in the packet. A chain that breaks
     /// off ends at the header that cannot be read: the receiving host judges that, not the tunnel.
-    #[inline]
     fn follow(packet: &[u8], first: u8) -> Self {
         let mut chain = Self { transport: 40, protocol: first, fragment: Fragment::Whole };
         for _ in 0..EXTENSIONS_MAX {
@@ -189,7 +182,6 @@ impl Chain {
     }
 }
 
-#[inline]
 fn ports(packet: &[u8], transport: usize, protocol: u8, fragment: Fragment) -> Option<(u16, u16)> {
     if !matches!(protocol, TCP | UDP | SCTP) || fragment == Fragment::Later {
         return None;
@@ -198,7 +190,6 @@ fn ports(packet: &[u8], transport: usize, protocol: u8, fragment: Fragment) -> O
     Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
-#[inline]
 fn v6(bytes: &[u8]) -> IpAddr {
     let octets: [u8; 16] = bytes.try_into().unwrap_or_default();
     IpAddr::V6(Ipv6Addr::from(octets))
