@@ -2,4 +2,3 @@
 
 mod lab;
 mod overlay;
-mod overlay;
