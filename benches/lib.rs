@@ -65,7 +65,11 @@ pub fn own(index: u32) -> Own {
 pub fn peers(count: u32, except: u32) -> Vec<Peer> {
     let peer = |index| Peer {
         name: format!("node-{index}"),
-        paths: vec![PeerPath { underlay: IpAddr::V4(underlay(index)), mac: mac(index), pod_cidrs: cidrs(index) }],
+        paths: vec![PeerPath {
+            underlay: IpAddr::V4(underlay(index)),
+            mac: mac(index),
+            pod_cidrs: cidrs(index),
+        }],
     };
     (0..count).filter(|index| *index != except).map(peer).collect()
 }

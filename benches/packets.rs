@@ -7,6 +7,10 @@ use divan::{Bencher, black_box};
 use overlayd::core::forward::{Egress, Ingress};
 use overlayd::core::table::{CounterBook, Table};
 
+/// Reports allocations, of which the packet path must have none.
+#[global_allocator]
+static ALLOCATIONS: divan::AllocProfiler = divan::AllocProfiler::system();
+
 fn main() {
     divan::main();
 }

@@ -34,8 +34,9 @@ const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 /// Metrics of the routes of a container's further interfaces begin here, after the 1024 of IPv6's own.
 const SECOND_METRIC: u32 = 2000;
 
-/// Settings of every host end. The kernel forwards IPv4 by the ingress device's own setting. Loose reverse path
-/// filtering: a pod that reaches itself by a service address comes in by the link it goes out.
+/// Settings of every host end. The kernel forwards IPv4 by the ingress device's own setting. Reverse path filtering is
+/// said to be loose, but on a link without IPv4 address the kernel then lets in only sources that are routed back to the
+/// same link (`__fib_validate_source` in net/ipv4/fib_frontend.c): a pod cannot use the address of another.
 const HOST_V4: [Setting; 3] =
     [Setting::v4("forwarding", "1"), Setting::v4("rp_filter", "2"), Setting::v4("accept_redirects", "0")];
 
@@ -49,9 +50,6 @@ const HOST_V6: [Setting; 6] = [
     Setting::v6("forwarding", "1"),
     Setting::v6("disable_ipv6", "0"),
 ];
-
-/// Setting of every pod's end: what comes in by a container's second interface is answered by the first.
-const POD_V4: Setting = Setting::v4("rp_filter", "2");
 
 /// Settings of a pod's end that carries IPv6: usable at once, no waiting for duplicates on a link of two.
 const POD_V6: [Setting; 3] =
@@ -177,13 +175,24 @@ impl Plumbing {
         if taken.is_empty() { Ok(()) } else { Err(Failure::Taken(taken)) }
     }
 
-    /// Adds the host route to a pod's address; false if another link has it.
+    /// Adds the host route to a pod's address; false if somebody else has the address: by the same route, by one that
+    /// goes before ours, or as an address of the host.
     fn claim(&mut self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
         let route = host_route(index, address);
         match self.netlink.add_route(&route) {
-            Ok(()) => Ok(true),
+            Ok(()) => {}
             // The daemon gives a route to every link that has an alias and none: it may have been quicker.
-            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(self.netlink.routes()?.contains(&route)),
+            Err(error) if error.errno() == Some(libc::EEXIST) => {
+                if !self.netlink.routes()?.contains(&route) {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        match self.netlink.route_to(address) {
+            Ok(taken) => Ok(taken.kind == RouteKind::Unicast && taken.link == Some(index)),
+            // An unreachable route of somebody.
+            Err(error) if error.errno().is_some() => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -253,7 +262,6 @@ impl PodSide {
             netlink.link_by_name(name)?.map(|link| link.index).ok_or_else(gone)
         };
         let (loopback, index) = (index_of("lo")?, index_of(ifname)?);
-        POD_V4.apply(ifname)?;
         if has_v6(lease) {
             Setting::v6("disable_ipv6", "0").apply("lo")?;
             for setting in POD_V6 {
@@ -276,7 +284,8 @@ impl PodSide {
         Ok(())
     }
 
-    /// A second interface of one container finds the routes of the first: its own come after them.
+    /// A second interface of one container finds the routes of the first: its own come after them, for programs that
+    /// bind to the interface. All others send by the first, and the host drops what has the second's address there.
     fn add_route(&mut self, route: &Route) -> Result<(), CniError> {
         match self.netlink.add_route(route) {
             Err(error) if error.errno() == Some(libc::EEXIST) => {

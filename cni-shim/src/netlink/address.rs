@@ -3,13 +3,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 
-use super::{FAMILIES, Netlink, NetlinkError, family};
+use super::{FAMILIES, Message, Netlink, NetlinkError, family};
 
 /// An address on an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,16 +32,13 @@ impl Netlink {
             let mut message = AddressMessage::default();
             message.header.family = family;
             let what = format_args!("list addresses");
-            all.extend(self.dump(
-                &RouteNetlinkMessage::GetAddress(message),
-                what,
-                |object| match object {
-                    RouteNetlinkMessage::NewAddress(message) if message.header.family == family => {
-                        address(&message)
-                    }
-                    _ => None,
-                },
-            )?);
+            let message = Message { kind: libc::RTM_GETADDR, body: message };
+            all.extend(self.dump(&message, what, |payload| {
+                AddressMessage::parse(payload)
+                    .ok()
+                    .filter(|message| message.header.family == family)
+                    .and_then(|message| address(&message))
+            })?);
         }
         Ok(all)
     }
@@ -52,8 +48,8 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` if it is there.
     pub fn add_address(&mut self, link: u32, net: IpNet) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::NewAddress(request(link, net));
-        self.request(message, NLM_F_CREATE | NLM_F_EXCL, format_args!("add address {net} to link {link}"))
+        let message = Message { kind: libc::RTM_NEWADDR, body: request(link, net) };
+        self.request(&message, NLM_F_CREATE | NLM_F_EXCL, format_args!("add address {net} to link {link}"))
     }
 
     /// Removes an address.
@@ -61,8 +57,8 @@ impl Netlink {
     /// # Errors
     /// `EADDRNOTAVAIL` if it is not there.
     pub fn delete_address(&mut self, link: u32, net: IpNet) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelAddress(request(link, net));
-        self.request(message, 0, format_args!("delete address {net} of link {link}"))
+        let message = Message { kind: libc::RTM_DELADDR, body: request(link, net) };
+        self.request(&message, 0, format_args!("delete address {net} of link {link}"))
     }
 }
 

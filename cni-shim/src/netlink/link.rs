@@ -2,14 +2,13 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use wire::packet::MacAddr;
 
-use super::{Netlink, NetlinkError};
+use super::{Message, Netlink, NetlinkError};
 
 /// A network device as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +66,7 @@ impl Netlink {
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        self.dump(&RouteNetlinkMessage::GetLink(message), format_args!("list links"), link)
+        self.dump(&Message { kind: libc::RTM_GETLINK, body: message }, format_args!("list links"), link)
     }
 
     /// One link by name, or `None`.
@@ -78,9 +77,10 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        match self.get(RouteNetlinkMessage::GetLink(message), format_args!("read link {name}")) {
+        let message = Message { kind: libc::RTM_GETLINK, body: message };
+        match self.get(&message, format_args!("read link {name}"), link) {
             // The kernel finds alternative names too: such a link is another one.
-            Ok(found) => Ok(found.and_then(link).filter(|link| link.name == name)),
+            Ok(found) => Ok(found.filter(|link| link.name == name)),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
@@ -94,11 +94,11 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let found = self.get(RouteNetlinkMessage::GetLink(message), format_args!("read link {index}"))?;
-        Ok(found.is_some_and(|object| match object {
-            RouteNetlinkMessage::NewLink(message) => message.header.flags.contains(LinkFlags::Running),
-            _ => false,
-        }))
+        let message = Message { kind: libc::RTM_GETLINK, body: message };
+        let found = self.get(&message, format_args!("read link {index}"), |payload| {
+            LinkMessage::parse(payload).ok().map(|message| message.header.flags.contains(LinkFlags::Running))
+        });
+        Ok(found?.unwrap_or(false))
     }
 
     /// Creates a veth pair; both ends are down afterwards.
@@ -125,7 +125,7 @@ impl Netlink {
             ]),
         ];
         let what = format_args!("create veth pair {} and {}", spec.host_name, spec.pod_name);
-        self.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, what)
+        self.request(&Message { kind: libc::RTM_NEWLINK, body: message }, NLM_F_CREATE | NLM_F_EXCL, what)
     }
 
     /// Sets `IFLA_IFALIAS`.
@@ -146,7 +146,11 @@ impl Netlink {
         message.header.change_mask = LinkFlags::Up;
         message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
         let state = if up { "up" } else { "down" };
-        self.request(RouteNetlinkMessage::SetLink(message), 0, format_args!("set link {index} {state}"))
+        self.request(
+            &Message { kind: libc::RTM_SETLINK, body: message },
+            0,
+            format_args!("set link {index} {state}"),
+        )
     }
 
     /// Sets the MTU in bytes.
@@ -176,7 +180,11 @@ impl Netlink {
     pub fn delete_link(&mut self, index: u32) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        self.request(RouteNetlinkMessage::DelLink(message), 0, format_args!("delete link {index}"))
+        self.request(
+            &Message { kind: libc::RTM_DELLINK, body: message },
+            0,
+            format_args!("delete link {index}"),
+        )
     }
 
     fn set_link(
@@ -188,12 +196,16 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes.push(attribute);
-        self.request(RouteNetlinkMessage::SetLink(message), 0, format_args!("set {what} of link {index}"))
+        self.request(
+            &Message { kind: libc::RTM_SETLINK, body: message },
+            0,
+            format_args!("set {what} of link {index}"),
+        )
     }
 }
 
-fn link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+fn link(payload: &[u8]) -> Option<Link> {
+    let message = LinkMessage::parse(payload).ok()?;
     let mut link = Link {
         index: message.header.index,
         name: String::new(),

@@ -18,6 +18,8 @@ pub use neighbour::Neighbour;
 pub use route::{Route, RouteKind};
 pub use socket::{Netlink, NetlinkError};
 
+use socket::Message;
+
 /// The families that we read, IPv4 first.
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
 

@@ -2,15 +2,14 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::RouteType;
 use wire::packet::MacAddr;
 
-use super::{FAMILIES, Netlink, NetlinkError, family};
+use super::{FAMILIES, Message, Netlink, NetlinkError, family};
 
 /// A neighbour entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +46,8 @@ impl Netlink {
         }));
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         let what = format_args!("set neighbour {address} ({mac}) on link {link}");
-        self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, what)
+        let message = Message { kind: libc::RTM_NEWNEIGH, body: message };
+        self.request(&message, NLM_F_CREATE | NLM_F_REPLACE, what)
     }
 
     /// All neighbour entries with a link-layer address, both families.
@@ -60,16 +60,13 @@ impl Netlink {
             let mut message = NeighbourMessage::default();
             message.header.family = family;
             let what = format_args!("list neighbours");
-            all.extend(self.dump(
-                &RouteNetlinkMessage::GetNeighbour(message),
-                what,
-                |object| match object {
-                    RouteNetlinkMessage::NewNeighbour(message) if message.header.family == family => {
-                        neighbour(message)
-                    }
-                    _ => None,
-                },
-            )?);
+            let message = Message { kind: libc::RTM_GETNEIGH, body: message };
+            all.extend(self.dump(&message, what, |payload| {
+                NeighbourMessage::parse(payload)
+                    .ok()
+                    .filter(|message| message.header.family == family)
+                    .and_then(neighbour)
+            })?);
         }
         Ok(all)
     }

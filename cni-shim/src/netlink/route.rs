@@ -3,14 +3,13 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteScope, RouteType,
     RouteVia,
 };
 
-use super::{FAMILIES, Netlink, NetlinkError, family};
+use super::{FAMILIES, Message, Netlink, NetlinkError, family};
 
 /// `RT_TABLE_LOCAL` of `linux/rtnetlink.h`: the kernel's own table of local and broadcast addresses.
 const TABLE_LOCAL: u32 = 255;
@@ -66,15 +65,15 @@ impl Netlink {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             let what = format_args!("list routes");
-            all.extend(self.dump(&RouteNetlinkMessage::GetRoute(message), what, |object| match object {
+            let message = Message { kind: libc::RTM_GETROUTE, body: message };
+            all.extend(self.dump(&message, what, |payload| {
                 // A kernel without IPv6 answers an IPv6 dump with every family it has.
-                RouteNetlinkMessage::NewRoute(message)
-                    if message.header.address_family == family
-                        && !message.header.flags.contains(RouteFlags::Cloned) =>
-                {
-                    route(&message).filter(|route| route.table != TABLE_LOCAL)
-                }
-                _ => None,
+                RouteMessage::parse(payload)
+                    .ok()
+                    .filter(|message| message.header.address_family == family)
+                    .filter(|message| !message.header.flags.contains(RouteFlags::Cloned))
+                    .and_then(|message| route(&message))
+                    .filter(|route| route.table != TABLE_LOCAL)
             })?);
         }
         Ok(all)
@@ -86,7 +85,11 @@ impl Netlink {
     /// `EEXIST` if destination, table and metric are taken.
     pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let what = format_args!("add route {}", route.destination);
-        self.request(RouteNetlinkMessage::NewRoute(request(route)), NLM_F_CREATE | NLM_F_EXCL, what)
+        self.request(
+            &Message { kind: libc::RTM_NEWROUTE, body: request(route) },
+            NLM_F_CREATE | NLM_F_EXCL,
+            what,
+        )
     }
 
     /// Adds a route or replaces the one with the same destination, table and metric.
@@ -95,7 +98,11 @@ impl Netlink {
     /// See [`NetlinkError`].
     pub fn replace_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let what = format_args!("replace route {}", route.destination);
-        self.request(RouteNetlinkMessage::NewRoute(request(route)), NLM_F_CREATE | NLM_F_REPLACE, what)
+        self.request(
+            &Message { kind: libc::RTM_NEWROUTE, body: request(route) },
+            NLM_F_CREATE | NLM_F_REPLACE,
+            what,
+        )
     }
 
     /// Deletes exactly this route (destination, table, metric, protocol, kind and link must match).
@@ -114,7 +121,7 @@ impl Netlink {
             !matches!(attribute, RouteAttribute::Metrics(_) | RouteAttribute::PrefSource(_))
         });
         let what = format_args!("delete route {}", route.destination);
-        self.request(RouteNetlinkMessage::DelRoute(message), 0, what)
+        self.request(&Message { kind: libc::RTM_DELROUTE, body: message }, 0, what)
     }
 
     /// The route that the kernel would take to this address (`RTM_GETROUTE` for one destination).
@@ -131,10 +138,8 @@ impl Netlink {
         }
         message.attributes.push(RouteAttribute::Destination(destination.into()));
         let what = format_args!("look up the route to {destination}");
-        let found = self.get(RouteNetlinkMessage::GetRoute(message), what)?.and_then(|object| match object {
-            RouteNetlinkMessage::NewRoute(message) => route(&message),
-            _ => None,
-        });
+        let message = Message { kind: libc::RTM_GETROUTE, body: message };
+        let found = self.get(&message, what, |payload| route(&RouteMessage::parse(payload).ok()?))?;
         found.ok_or_else(|| {
             let cause = format!("malformed answer about the route to {destination}");
             std::io::Error::new(std::io::ErrorKind::InvalidData, cause).into()

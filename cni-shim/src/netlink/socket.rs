@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
-    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NetlinkBuffer, NetlinkHeader, NlasIterator,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
@@ -100,7 +99,7 @@ impl Netlink {
     /// Sends one change and waits for its acknowledgement.
     pub(super) fn request(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: &Message<impl Emitable>,
         flags: u16,
         what: fmt::Arguments<'_>,
     ) -> Result<(), NetlinkError> {
@@ -108,27 +107,31 @@ impl Netlink {
         self.answers(sequence, what, |_| {}).map(drop)
     }
 
-    /// Asks for one object; the last object of the answer.
-    pub(super) fn get(
+    /// Asks for one object.
+    pub(super) fn get<T>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: &Message<impl Emitable>,
         what: fmt::Arguments<'_>,
-    ) -> Result<Option<RouteNetlinkMessage>, NetlinkError> {
+        convert: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, NetlinkError> {
         let sequence = self.send(message, NLM_F_REQUEST | NLM_F_ACK)?;
         let mut found = None;
-        self.answers(sequence, what, |object| found = Some(object))?;
+        self.answers(sequence, what, |object| found = convert(object))?;
         Ok(found)
     }
 
     /// Lists objects; `convert` picks and turns them into values.
+    ///
+    /// A foreign object with an attribute that the decoder does not understand must not blind us to all the others:
+    /// it is passed over, and shows as `EEXIST` should it be in our way.
     pub(super) fn dump<T>(
         &mut self,
-        message: &RouteNetlinkMessage,
+        message: &Message<impl Emitable>,
         what: fmt::Arguments<'_>,
-        convert: impl Fn(RouteNetlinkMessage) -> Option<T>,
+        convert: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let sequence = self.send(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let sequence = self.send(message, NLM_F_REQUEST | NLM_F_DUMP)?;
             let mut found = Vec::new();
             let consistent = self.answers(sequence, what, |object| found.extend(convert(object)))?;
             if consistent {
@@ -139,15 +142,17 @@ impl Netlink {
         Err(io::Error::new(io::ErrorKind::Interrupted, cause).into())
     }
 
-    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<u32, NetlinkError> {
+    fn send(&mut self, message: &Message<impl Emitable>, flags: u16) -> Result<u32, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
+        let (begin, length) = (header.buffer_len(), header.buffer_len() + message.body.buffer_len());
+        header.length = u32::try_from(length).map_err(malformed)?;
+        header.message_type = message.kind;
         header.flags = flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
+        let mut bytes = vec![0; length];
+        header.emit(&mut bytes[..begin]);
+        message.body.emit(&mut bytes[begin..]);
         self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
         Ok(self.sequence)
     }
@@ -158,7 +163,7 @@ impl Netlink {
         &mut self,
         sequence: u32,
         what: fmt::Arguments<'_>,
-        mut object: impl FnMut(RouteNetlinkMessage),
+        mut object: impl FnMut(&[u8]),
     ) -> Result<bool, NetlinkError> {
         let mut consistent = true;
         loop {
@@ -166,35 +171,25 @@ impl Netlink {
             let mut rest = self.buffer.as_slice();
             while !rest.is_empty() {
                 let message = NetlinkBuffer::new_checked(rest).map_err(malformed)?;
+                let (flags, payload) = (message.flags(), message.payload());
                 // The length was checked just above; the last message of a datagram may lack its padding.
-                let length = message.length() as usize;
-                let (bytes, header_flags) = (&rest[..length], message.flags());
-                let mine = message.sequence_number() == sequence;
-                let kind = message.message_type();
-                rest = &rest[length.next_multiple_of(4).min(rest.len())..];
-                if !mine {
+                rest = &rest[(message.length() as usize).next_multiple_of(4).min(rest.len())..];
+                if message.sequence_number() != sequence {
                     continue;
                 }
-                consistent &= header_flags & NLM_F_DUMP_INTR == 0;
-                let parsed = match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
-                    Ok(parsed) => parsed.payload,
-                    // A foreign object with an attribute that the decoder does not understand must not blind us to all
-                    // the others: it is passed over, and shows as EEXIST should it be in our way.
-                    Err(_) if kind > LAST_CONTROL_TYPE => continue,
-                    Err(error) => return Err(malformed(error)),
-                };
-                match parsed {
-                    NetlinkPayload::InnerMessage(inner) => object(inner),
-                    NetlinkPayload::Done(done) => {
-                        refusal(done.code, || explain_done(header_flags, &done.extended_ack), what)?;
+                consistent &= flags & NLM_F_DUMP_INTR == 0;
+                match message.message_type() {
+                    NLMSG_DONE => {
+                        refusal(payload, |attributes| explain(flags, attributes), what)?;
                         return Ok(consistent);
                     }
-                    NetlinkPayload::Error(error) => {
-                        refusal(error.raw_code(), || explain_error(header_flags, &error.header), what)?;
+                    NLMSG_ERROR => {
+                        refusal(payload, |after| explain(flags, behind_request(flags, after)?), what)?;
                         return Ok(consistent);
                     }
-                    NetlinkPayload::Overrun(_) => return Err(malformed("overrun")),
-                    _ => {}
+                    NLMSG_OVERRUN => return Err(malformed("overrun")),
+                    NLMSG_NOOP => {}
+                    _ => object(payload),
                 }
             }
         }
@@ -228,38 +223,53 @@ impl Netlink {
     }
 }
 
-/// Message types up to `NLMSG_MIN_TYPE` (`linux/netlink.h`) are netlink's own; objects have greater ones.
-const LAST_CONTROL_TYPE: u16 = 0xf;
+// Message types of `linux/netlink.h`; the objects have greater ones.
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSG_OVERRUN: u16 = 4;
 
+/// An object and what to do with it (`RTM_*`). Objects are written and read by type here, and not as the one enum of
+/// all rtnetlink messages: the plugin would carry the code of all of them.
+#[derive(Debug)]
+pub(super) struct Message<T> {
+    pub(super) kind: u16,
+    pub(super) body: T,
+}
+
+/// Turns the end of an answer (`NLMSG_DONE`, `NLMSG_ERROR`: a code, then more) into a result.
 fn refusal(
-    code: i32,
-    explanation: impl FnOnce() -> Option<String>,
+    payload: &[u8],
+    explanation: impl FnOnce(&[u8]) -> Option<String>,
     what: fmt::Arguments<'_>,
 ) -> Result<(), NetlinkError> {
+    // The kernel may leave out the code of a dump that went well.
+    let Some((code, after)) = payload.split_first_chunk() else { return Ok(()) };
+    let code = i32::from_ne_bytes(*code);
     if code == 0 {
         return Ok(());
     }
     let errno = io::Error::from_raw_os_error(code.saturating_abs());
-    Err(NetlinkError::Kernel { what: what.to_string(), errno, explanation: explanation() })
+    Err(NetlinkError::Kernel { what: what.to_string(), errno, explanation: explanation(after) })
 }
 
-/// The words after an `NLMSG_ERROR`'s code: the request's header, its payload unless capped, then attributes.
-fn explain_error(flags: u16, after_code: &[u8]) -> Option<String> {
-    let request_length = if flags & NLM_F_CAPPED == 0 {
+/// What follows the request that an `NLMSG_ERROR` quotes: its header, and its payload unless capped.
+fn behind_request(flags: u16, after_code: &[u8]) -> Option<&[u8]> {
+    let length = if flags & NLM_F_CAPPED == 0 {
         u32::from_ne_bytes(*after_code.first_chunk()?) as usize
     } else {
         NetlinkHeader::default().buffer_len()
     };
-    explain_done(flags, after_code.get(request_length.next_multiple_of(4)..)?)
+    after_code.get(length.next_multiple_of(4)..)
 }
 
-fn explain_done(flags: u16, attributes: &[u8]) -> Option<String> {
+/// The kernel's words among the attributes.
+fn explain(flags: u16, attributes: &[u8]) -> Option<String> {
     if flags & NLM_F_ACK_TLVS == 0 {
         return None;
     }
     let words = NlasIterator::new(attributes).flatten().find(|nla| nla.kind() == NLMSGERR_ATTR_MSG)?;
-    let text = String::from_utf8_lossy(words.value()).trim_end_matches(['\0', '.']).to_owned();
-    Some(text)
+    Some(String::from_utf8_lossy(words.value()).trim_end_matches(['\0', '.']).to_owned())
 }
 
 fn malformed(cause: impl fmt::Display) -> NetlinkError {
@@ -276,6 +286,10 @@ mod tests {
         bytes.extend_from_slice(value);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
+    }
+
+    fn explain_error(flags: u16, after_code: &[u8]) -> Option<String> {
+        explain(flags, behind_request(flags, after_code)?)
     }
 
     #[test]

@@ -90,13 +90,24 @@ impl From<Vec<ConfigFault>> for Faults {
 
 /// Reads file, environment, flags and machine.
 pub(super) fn config(matches: &ArgMatches) -> Result<Config, Faults> {
-    let file = read_file(matches.get_one::<PathBuf>("config")).map_err(|fault| Faults(vec![fault]))?;
+    let machine = machine().map_err(|error| Faults(vec![error]))?;
     let environment = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let machine = machine().map_err(|error| Faults(vec![error]))?;
+    let (file, unread) = match read_file(matches.get_one::<PathBuf>("config")) {
+        Ok(file) => (file, None),
+        Err(fault) => (None, Some(fault)),
+    };
     let file = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-    Ok(Config::resolve(file, &environment, &flags(matches), &machine)?)
+    match (Config::resolve(file, &environment, &flags(matches), &machine), unread) {
+        (Ok(config), None) => Ok(config),
+        (Ok(_), Some(unread)) => Err(Faults(vec![unread])),
+        (Err(faults), unread) => {
+            let mut all = Faults::from(faults);
+            all.0.extend(unread);
+            Err(all)
+        }
+    }
 }
 
 /// The configuration of the flags alone, for a look around when file or environment are wrong.

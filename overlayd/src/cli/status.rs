@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{NO_ANSWER, client, complain, print, text};
-use crate::control;
+use crate::control::{self, Holder};
 use crate::core::config::Config;
 use crate::core::plan::{Actual, Via};
 use crate::kernel::Kernel;
@@ -31,7 +31,8 @@ struct Absent {
     error: String,
     /// Process that holds the lock.
     daemon_pid: Option<u32>,
-    daemon_runs: bool,
+    /// Whether a daemon holds the lock; unknown without the right to look.
+    daemon_runs: Option<bool>,
     kernel: Option<Remains>,
     kernel_error: Option<String>,
 }
@@ -82,12 +83,16 @@ fn print_json(value: &impl Serialize) {
 }
 
 fn look(config: &Config, error: String) -> Absent {
-    let holder = control::holder(&config.run_dir);
+    let (daemon_runs, daemon_pid) = match control::holder(&config.run_dir) {
+        Holder::Nobody => (Some(false), None),
+        Holder::Process(pid) => (Some(true), pid),
+        Holder::Unknown(_) => (None, None),
+    };
     let (kernel, kernel_error) = match read_kernel(config.device.clone()) {
         Ok(actual) => (Some(remains(&actual)), None),
         Err(error) => (None, Some(error)),
     };
-    Absent { error, daemon_pid: holder.flatten(), daemon_runs: holder.is_some(), kernel, kernel_error }
+    Absent { error, daemon_pid, daemon_runs, kernel, kernel_error }
 }
 
 fn read_kernel(device: String) -> Result<Actual, String> {
@@ -120,9 +125,12 @@ fn remains(actual: &Actual) -> Remains {
 
 fn tell(config: &Config, absent: &Absent) {
     let why = match (absent.daemon_runs, absent.daemon_pid) {
-        (true, Some(pid)) => format!("overlayd runs as process {pid} but does not answer: {}", absent.error),
-        (true, None) => format!("overlayd runs but does not answer: {}", absent.error),
-        (false, _) => format!("overlayd does not run here: {}", absent.error),
+        (Some(true), Some(pid)) => {
+            format!("overlayd runs as process {pid} but does not answer: {}", absent.error)
+        }
+        (Some(true), None) => format!("overlayd runs but does not answer: {}", absent.error),
+        (Some(false), _) => format!("overlayd does not run here: {}", absent.error),
+        (None, _) => format!("overlayd cannot be asked; are you root? {}", absent.error),
     };
     complain(&why);
     let mut out = String::new();

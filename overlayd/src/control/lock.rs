@@ -61,15 +61,30 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Process id of the daemon that holds the lock: `None` if nobody does, `Some(None)` if it is held but the id
-/// cannot be read.
+/// Who holds the lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// No daemon runs.
+    Nobody,
+    /// A daemon with this process id, as far as it can be read.
+    Process(Option<u32>),
+    /// The lock cannot be looked at, and why.
+    Unknown(String),
+}
+
+/// Looks who holds the lock, without taking it.
 #[must_use]
-pub fn holder(run_dir: &Path) -> Option<Option<u32>> {
+pub fn holder(run_dir: &Path) -> Holder {
     let path = run_dir.join(LOCK_FILE);
-    let file = File::open(&path).ok()?;
-    match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => Some(read_pid(&path)),
-        Ok(()) | Err(TryLockError::Error(_)) => None,
+    let unknown = |error: std::io::Error| Holder::Unknown(format!("{}: {error}", path.display()));
+    match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Holder::Nobody,
+        Err(error) => unknown(error),
+        Ok(file) => match file.try_lock_shared() {
+            Ok(()) => Holder::Nobody,
+            Err(TryLockError::WouldBlock) => Holder::Process(read_pid(&path)),
+            Err(TryLockError::Error(error)) => unknown(error),
+        },
     }
 }
 
@@ -147,7 +162,7 @@ mod tests {
         let first = acquire(directory.path(), Duration::ZERO).unwrap();
         let error = acquire(directory.path(), Duration::from_millis(50)).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
-        assert_eq!(holder(directory.path()), Some(Some(std::process::id())));
+        assert_eq!(holder(directory.path()), Holder::Process(Some(std::process::id())));
         drop(first);
     }
 
@@ -172,15 +187,15 @@ mod tests {
         waiting.lock().unwrap();
         assert!(!is_at(&waiting, &run_dir.join(LOCK_FILE)));
         let _second = acquire(&run_dir, Duration::ZERO).unwrap();
-        assert_eq!(holder(&run_dir), Some(Some(std::process::id())));
+        assert_eq!(holder(&run_dir), Holder::Process(Some(std::process::id())));
     }
 
     #[test]
     fn nobody_holds_a_lock_that_was_freed_or_never_taken() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(holder(directory.path()), None);
+        assert_eq!(holder(directory.path()), Holder::Nobody);
         drop(acquire(directory.path(), Duration::ZERO).unwrap());
-        assert_eq!(holder(directory.path()), None);
+        assert_eq!(holder(directory.path()), Holder::Nobody);
     }
 
     #[test]

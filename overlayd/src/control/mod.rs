@@ -33,7 +33,7 @@ use crate::core::status::Status;
 use crate::edge::{self, admin, board::Board, cni, node_file};
 use crate::kernel;
 
-pub use lock::{LOCK_FILE, LOCK_WAIT, Lock, acquire, holder, run_files};
+pub use lock::{Holder, LOCK_FILE, LOCK_WAIT, Lock, acquire, holder, run_files};
 use reconcile::Reconciler;
 use tunnel::Tunnel;
 
@@ -125,8 +125,9 @@ fn open_edge(control: &Control) -> Result<(Edge, Tasks)> {
     if let Some(address) = config.admin_listen {
         tasks.0.push(tokio::spawn(admin::serve_tcp(address, Arc::clone(&control.board))));
     }
-    if let Some(path) = &config.nodes_file {
-        tasks.0.push(tokio::spawn(node_file::watch(path.clone(), node_sender)));
+    match &config.nodes_file {
+        Some(path) => tasks.0.push(tokio::spawn(node_file::watch(path.clone(), node_sender))),
+        None => tracing::warn!("no source of nodes is configured: set nodes_file"),
     }
     Ok((Edge { nodes, calls }, tasks))
 }

@@ -1,6 +1,7 @@
 //! Writes the snapshot that status, readiness and metrics are read from.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::Control;
@@ -73,9 +74,10 @@ impl Control {
         let now = self.epoch.elapsed();
         let names: BTreeSet<&str> = self.cluster.peers.iter().map(|peer| peer.name.as_str()).collect();
         self.silence.0.retain(|name, _| names.contains(name.as_str()));
+        let path_mtus = self.believed_path_mtus();
         let mut peers = Vec::with_capacity(self.cluster.peers.len());
         for peer in &self.cluster.peers {
-            let mut status = self.peer(peer, now);
+            let mut status = self.peer(peer, now, &path_mtus);
             let traffic = self.tunnel.counters().peers.get(&peer.name).map(|counters| counters.sum());
             let watch = self.silence.0.entry(peer.name.clone()).or_default();
             let underlay = status.underlay.join(" or ");
@@ -86,7 +88,7 @@ impl Control {
         peers
     }
 
-    fn peer(&self, peer: &Peer, now: Duration) -> PeerStatus {
+    fn peer(&self, peer: &Peer, now: Duration, path_mtus: &BTreeMap<IpAddr, u32>) -> PeerStatus {
         let traffic = self.tunnel.counters().peers.get(&peer.name).map(|counters| counters.sum());
         let traffic = traffic.unwrap_or_default();
         let age_ms = |last_ms: Option<u64>| last_ms.map(|last| milliseconds(now).saturating_sub(last));
@@ -95,7 +97,7 @@ impl Control {
             name: peer.name.clone(),
             underlay: underlay.into_iter().collect(),
             pod_cidrs: peer.paths.iter().flat_map(|path| texts(&path.pod_cidrs)).collect(),
-            mtu: self.peer_mtu(peer).unwrap_or(0),
+            mtu: self.peer_mtu(peer, path_mtus).unwrap_or(0),
             tx_packets: traffic.tx.packets,
             tx_bytes: traffic.tx.bytes,
             tx_age_ms: age_ms(traffic.tx.last_ms),

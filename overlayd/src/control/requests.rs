@@ -1,5 +1,6 @@
 //! Answers the CNI plugin.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use wire::ipc::{Attachment, Lease, LeaseAddress, RefusalKind, Reply, Request};
@@ -31,7 +32,6 @@ impl Control {
                 if let Some(leases) = &mut self.leases {
                     leases.release(attachment);
                 }
-                self.publish_due = true;
                 Reply::Done
             }
             Request::Check { attachment, addresses } => self.check(attachment, addresses),
@@ -93,9 +93,8 @@ impl Control {
     }
 
     /// The smallest inner MTU in bytes of the ways to a peer.
-    pub(super) fn peer_mtu(&self, peer: &Peer) -> Option<u32> {
-        let path_mtus = self.believed_path_mtus();
-        let inputs = self.inputs(&path_mtus)?;
+    pub(super) fn peer_mtu(&self, peer: &Peer, path_mtus: &BTreeMap<IpAddr, u32>) -> Option<u32> {
+        let inputs = self.inputs(path_mtus)?;
         peer.paths.iter().filter_map(|path| peer_mtu(inputs, path.underlay)).min()
     }
 }

@@ -14,7 +14,7 @@ use super::cluster::{Cluster, Own};
 use super::config::Config;
 use super::leases::ObservedVeth;
 use super::plan::ruleset::{Device, FORWARD_TAG, Family, Part, Range, Rule, Ruleset, ranges};
-use super::plan::{Actual, Route, Via};
+use super::plan::{Actual, Neighbour, Route, Via};
 
 /// Bytes that VXLAN puts around an inner packet over IPv4: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, 5).
 pub const OVERHEAD_V4: u32 = 50;
@@ -60,6 +60,10 @@ pub struct Desired {
     pub routes: BTreeSet<Route>,
     /// Host ends of pods' veths that must be up.
     pub links_up: BTreeSet<u32>,
+    /// Those among them that must have the IPv6 gateway address.
+    pub gateways: BTreeSet<u32>,
+    /// Their permanent neighbour entries.
+    pub neighbours: BTreeSet<Neighbour>,
     /// Veths to delete.
     pub surplus_links: BTreeSet<u32>,
     /// Sysctls in the order in which they are written.
@@ -103,6 +107,8 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         addresses: own.tunnel_addresses().into_iter().map(IpNet::from).collect(),
         routes: routes(inputs, &cluster, &families),
         links_up: settled(actual).map(|veth| veth.index).collect(),
+        gateways: pods(actual).filter(|(_, address)| address.is_ipv6()).map(|(veth, _)| veth.index).collect(),
+        neighbours: neighbours(actual),
         surplus_links: actual.orphans.clone(),
         sysctls: sysctls(inputs, &families),
         forward_accept: config.forward_accept,
@@ -179,6 +185,20 @@ fn settled(actual: &Actual) -> impl Iterator<Item = &ObservedVeth> {
     actual.veths.iter().filter(|veth| veth.alias.is_some() && actual.settled.contains(&veth.index))
 }
 
+/// The addresses of settled veths.
+fn pods(actual: &Actual) -> impl Iterator<Item = (&ObservedVeth, IpAddr)> {
+    let addresses =
+        |veth: &'_ ObservedVeth| veth.alias.as_ref().map(|alias| alias.addresses.clone()).unwrap_or_default();
+    settled(actual).flat_map(move |veth| addresses(veth).into_iter().map(move |address| (veth, address)))
+}
+
+/// As the plugin made them: the pod's MAC follows from the veth's name.
+fn neighbours(actual: &Actual) -> BTreeSet<Neighbour> {
+    pods(actual)
+        .map(|(veth, address)| Neighbour { link: veth.index, address, mac: tag::pod_mac(&veth.name) })
+        .collect()
+}
+
 fn routes(inputs: Inputs<'_>, cluster: &[IpNet], families: &[Family]) -> BTreeSet<Route> {
     let mut routes: BTreeMap<(IpNet, u32), Route> = BTreeMap::new();
     let mut want = |route: Route| {
@@ -200,11 +220,9 @@ fn routes(inputs: Inputs<'_>, cluster: &[IpNet], families: &[Family]) -> BTreeSe
             }
         }
     }
-    for veth in settled(inputs.actual) {
-        for address in veth.alias.iter().flat_map(|alias| &alias.addresses) {
-            let (destination, metric) = (IpNet::from(*address), tag::POD_ROUTE_METRIC);
-            want(Route { destination, metric, via: Via::Link(veth.index), source: None, mtu: None });
-        }
+    for (veth, address) in pods(inputs.actual) {
+        let (destination, metric) = (IpNet::from(address), tag::POD_ROUTE_METRIC);
+        want(Route { destination, metric, via: Via::Link(veth.index), source: None, mtu: None });
     }
     routes.into_values().collect()
 }
@@ -227,6 +245,8 @@ fn sysctls(inputs: Inputs<'_>, families: &[Family]) -> Vec<Sysctl> {
             }
         }
         want(FORWARDING_V6.to_owned(), "1");
+        // A node that turned IPv6 off for new devices would refuse the tunnel address.
+        want(disable_ipv6(&config.device), "0");
     }
     want(FORWARDING_V4.to_owned(), "1");
     want(accept_ra(&config.device), "0");
@@ -255,6 +275,12 @@ pub const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
 #[must_use]
 pub fn accept_ra(link: &str) -> String {
     format!("net/ipv6/conf/{link}/accept_ra")
+}
+
+/// The link's `disable_ipv6` below `/proc/sys`.
+#[must_use]
+pub fn disable_ipv6(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/disable_ipv6")
 }
 
 /// The link's `addr_gen_mode` below `/proc/sys`.

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use wire::packet::MacAddr;
+use wire::tag;
 
 use super::desired::{Desired, egress};
 use super::leases::ObservedVeth;
@@ -29,6 +31,10 @@ pub struct Actual {
     pub settled: BTreeSet<u32>,
     /// Indexes of veths with our prefix and group that stayed without an alias for longer than any plumbing lasts.
     pub orphans: BTreeSet<u32>,
+    /// Permanent neighbour entries on our veths.
+    pub neighbours: BTreeSet<Neighbour>,
+    /// Indexes of our veths that have the IPv6 gateway address.
+    pub gateways: BTreeSet<u32>,
     /// Our TUN device.
     pub device: Option<Device>,
     /// Addresses on it, of any scope.
@@ -62,6 +68,17 @@ pub struct Device {
     pub tx_queue_len: u32,
     /// Whether it is up.
     pub up: bool,
+}
+
+/// A permanent neighbour entry on a veth of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Neighbour {
+    /// Interface index.
+    pub link: u32,
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The MAC of the pod's end.
+    pub mac: MacAddr,
 }
 
 /// A link of somebody else.
@@ -157,7 +174,7 @@ pub enum Op {
         /// Interface index.
         link: u32,
     },
-    /// Adds an address to the TUN device.
+    /// Adds an address to the TUN device or a veth of ours.
     AddAddress {
         /// Interface index.
         link: u32,
@@ -171,6 +188,8 @@ pub enum Op {
         /// Address and prefix length.
         net: IpNet,
     },
+    /// Sets a permanent neighbour entry.
+    SetNeighbour(Neighbour),
     /// Adds a route exclusively.
     AddRoute(Route),
     /// Replaces our route of the same identity.
@@ -220,11 +239,7 @@ pub fn plan(want: &Desired, have: &Actual) -> Vec<Op> {
     let mut create = sysctls(want, have);
     let mut delete = Vec::new();
     device(want, have, &mut create, &mut delete);
-    for link in &want.links_up {
-        if have.veths.iter().any(|veth| veth.index == *link && !veth.up) {
-            create.push(Op::SetUp { link: *link });
-        }
-    }
+    veths(want, have, &mut create);
     routes(want, have, &mut create, &mut delete);
     table(want, have, &mut create);
     forward(want, have, &mut create, &mut delete);
@@ -285,6 +300,14 @@ fn device(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<
     create.extend(missing.map(|net| Op::AddAddress { link, net: *net }));
     let stale = have.device_addresses.difference(&want.addresses);
     delete.extend(stale.map(|net| Op::DeleteAddress { link, net: *net }));
+}
+
+fn veths(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
+    let down = have.veths.iter().filter(|veth| !veth.up && want.links_up.contains(&veth.index));
+    create.extend(down.map(|veth| Op::SetUp { link: veth.index }));
+    let net = IpNet::from(IpAddr::V6(tag::GATEWAY_V6));
+    create.extend(want.gateways.difference(&have.gateways).map(|link| Op::AddAddress { link: *link, net }));
+    create.extend(want.neighbours.difference(&have.neighbours).copied().map(Op::SetNeighbour));
 }
 
 fn routes(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<Op>) {

@@ -408,3 +408,163 @@ impl Hasher for AddressHasher {
         self.0 = mix(mix(self.0, value as u64), (value >> 64) as u64);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::cluster::PeerPath;
+
+    fn own() -> Own {
+        Own {
+            name: "self".into(),
+            pod_cidrs: vec![net("10.244.0.0/24"), net("fd00::/64")],
+            underlay_v4: "192.0.2.1".parse().ok(),
+            underlay_v6: None,
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn peer(name: &str, underlay: &str, cidrs: &[&str]) -> Peer {
+        let path = PeerPath {
+            underlay: ip(underlay),
+            mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            pod_cidrs: cidrs.iter().map(|cidr| net(cidr)).collect(),
+        };
+        Peer { name: name.into(), paths: vec![path] }
+    }
+
+    fn build(peers: &[Peer]) -> Table {
+        Table::build(&own(), peers, 1, 2, &mut CounterBook::default())
+    }
+
+    #[test]
+    fn an_empty_table_knows_nobody() {
+        let table = build(&[]);
+        assert_eq!(table.underlay_of(ip("10.244.1.1")), None);
+        assert!(table.from(ip("192.0.2.2")).is_none());
+    }
+
+    #[test]
+    fn the_longest_prefix_wins_whatever_the_order() {
+        let wide = peer("wide", "192.0.2.2", &["10.0.0.0/8", "::/0"]);
+        let narrow = peer("narrow", "192.0.2.3", &["10.244.1.0/24", "fd00:1::/64"]);
+        for peers in [[wide.clone(), narrow.clone()], [narrow, wide]] {
+            let table = build(&peers);
+            assert_eq!(table.underlay_of(ip("10.244.1.1")), Some(ip("192.0.2.3")));
+            assert_eq!(table.underlay_of(ip("10.244.2.1")), Some(ip("192.0.2.2")));
+            assert_eq!(table.underlay_of(ip("11.0.0.1")), None);
+            assert_eq!(table.underlay_of(ip("fd00:1::5")), Some(ip("192.0.2.3")));
+            assert_eq!(table.underlay_of(ip("fd00:2::5")), Some(ip("192.0.2.2")));
+        }
+    }
+
+    #[test]
+    fn an_outer_source_is_found_exactly_and_also_as_a_mapped_address() {
+        let table =
+            build(&[peer("a", "192.0.2.2", &["10.244.1.0/24"]), peer("b", "2001:db8::2", &["fd00:1::/64"])]);
+        assert_eq!(table.from(ip("192.0.2.2")).map(|path| path.underlay), Some(ip("192.0.2.2")));
+        assert_eq!(table.from(ip("::ffff:192.0.2.2")).map(|path| path.underlay), Some(ip("192.0.2.2")));
+        assert_eq!(table.from(ip("2001:db8::2")).map(|path| path.underlay), Some(ip("2001:db8::2")));
+        assert!(table.from(ip("192.0.2.3")).is_none());
+        assert!(table.from(ip("2001:db8::3")).is_none());
+    }
+
+    #[test]
+    fn the_first_of_two_claims_stands() {
+        let table =
+            build(&[peer("a", "192.0.2.2", &["10.244.1.0/24"]), peer("b", "192.0.2.3", &["10.244.1.0/24"])]);
+        assert_eq!(table.underlay_of(ip("10.244.1.1")), Some(ip("192.0.2.2")));
+    }
+
+    #[test]
+    fn tables_are_the_same_if_they_forward_alike() {
+        let peers = [peer("a", "192.0.2.2", &["10.244.1.0/24"])];
+        let table = build(&peers);
+        assert!(table.same_as(&build(&peers)));
+        assert!(!table.same_as(&build(&[])));
+        assert!(!table.same_as(&build(&[peer("a", "192.0.2.3", &["10.244.1.0/24"])])));
+        assert!(!table.same_as(&build(&[peer("a", "192.0.2.2", &["10.244.2.0/24"])])));
+        assert!(!table.same_as(&Table::build(&own(), &peers, 2, 2, &mut CounterBook::default())));
+        let other_mac = Own { mac: MacAddr([2; 6]), ..own() };
+        assert!(!table.same_as(&Table::build(&other_mac, &peers, 1, 2, &mut CounterBook::default())));
+    }
+
+    #[test]
+    fn counters_survive_a_swap_and_go_with_their_peer() {
+        let mut book = CounterBook::default();
+        let (a, b) = (peer("a", "192.0.2.2", &["10.244.1.0/24"]), peer("b", "192.0.2.3", &["10.244.2.0/24"]));
+        let first = Table::build(&own(), &[a.clone(), b], 1, 2, &mut book);
+        let counters = &first.from(ip("192.0.2.2")).expect("known").counters;
+        counters.tx(0).expect("worker 0").add(2, 300, 40);
+        counters.tx(1).expect("worker 1").add(1, 50, 30);
+        counters.rx(1).expect("worker 1").add(5, 600, 0);
+        let second = Table::build(&own(), std::slice::from_ref(&a), 1, 4, &mut book);
+        assert_eq!(book.peers.keys().collect::<Vec<_>>(), ["a"]);
+        let expected = PeerTraffic {
+            tx: Traffic { packets: 3, bytes: 350, last_ms: Some(40) },
+            rx: Traffic { packets: 5, bytes: 600, last_ms: Some(0) },
+        };
+        assert_eq!(book.peers["a"].sum(), expected);
+        let path = second.from(ip("192.0.2.2")).expect("known");
+        assert!(path.counters.tx(3).is_some(), "there is room for more workers");
+        let third = Table::build(&own(), &[a], 1, 4, &mut book);
+        assert!(Arc::ptr_eq(&path.counters, &third.from(ip("192.0.2.2")).expect("known").counters));
+    }
+
+    #[test]
+    fn silent_peers_have_no_time() {
+        assert_eq!(PeerCounters::new(2).sum(), PeerTraffic::default());
+    }
+
+    proptest! {
+        #[test]
+        fn lookup_is_the_linear_scan(
+            prefixes in proptest::collection::vec((any::<u32>(), 0_u8..=32), 0..40),
+            prefixes_v6 in proptest::collection::vec((any::<u128>(), 0_u8..=128), 0..40),
+            near in proptest::collection::vec((any::<prop::sample::Index>(), any::<u32>(), 0_u32..=32), 40),
+        ) {
+            let mut cidrs: Vec<IpNet> = Vec::new();
+            for (bits, length) in &prefixes {
+                cidrs.push(ipnet::Ipv4Net::new_assert((*bits).into(), *length).trunc().into());
+            }
+            for (bits, length) in &prefixes_v6 {
+                cidrs.push(ipnet::Ipv6Net::new_assert((*bits).into(), *length).trunc().into());
+            }
+            cidrs.sort();
+            cidrs.dedup();
+            prop_assume!(!cidrs.is_empty());
+            let underlay = |at: usize| IpAddr::from([192, 0, (at >> 8) as u8, at as u8]);
+            let peers: Vec<Peer> = cidrs
+                .iter()
+                .enumerate()
+                .map(|(at, cidr)| peer(&format!("n{at}"), &underlay(at).to_string(), &[&cidr.to_string()]))
+                .collect();
+            let table = build(&peers);
+            for (which, noise, shift) in near {
+                // An address in or near one of the prefixes.
+                let noise = noise.checked_shr(shift).unwrap_or(0);
+                let address: IpAddr = match cidrs[which.index(cidrs.len())].network() {
+                    IpAddr::V4(v4) => std::net::Ipv4Addr::from_bits(v4.to_bits() ^ noise).into(),
+                    IpAddr::V6(v6) => std::net::Ipv6Addr::from_bits(v6.to_bits() ^ u128::from(noise) << (shift * 3)).into(),
+                };
+                let expected = cidrs
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, cidr)| cidr.contains(&address))
+                    .max_by_key(|(_, cidr)| cidr.prefix_len())
+                    .map(|(at, _)| underlay(at));
+                prop_assert_eq!(table.underlay_of(address), expected);
+            }
+        }
+    }
+}

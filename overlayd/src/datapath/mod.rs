@@ -93,7 +93,7 @@ pub enum StartError {
         /// What was being done.
         what: String,
         /// The cause.
-        cause: std::io::Error,
+        cause: io::Error,
     },
 }
 
@@ -195,7 +195,15 @@ pub fn start(
     let mut datapath = Datapath { shared: Arc::clone(&shared), threads: Vec::with_capacity(workers) };
     for (index, (queue, underlays)) in queues.into_iter().zip(underlays).enumerate() {
         let shared = Arc::clone(&shared);
-        let parts = worker::Parts { index, queue, underlays, shared, spin: config.spin, epoch: config.epoch };
+        let parts = worker::Parts {
+            index,
+            queue,
+            underlays,
+            shared,
+            port: config.port,
+            spin: config.spin,
+            epoch: config.epoch,
+        };
         let thread = Builder::new()
             .name(format!("datapath-{index}"))
             .spawn(move || supervise(parts))

@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 use super::StartError;
 use super::sys::{self, Control};
-use crate::core::forward::{Datagrams, DropReason, SOURCE_PORTS};
+use crate::core::forward::{Datagrams, DropReason, SEGMENTS_DEFAULT, SEGMENTS_MAX, SOURCE_PORTS};
 
 /// Room for bursts while a worker is busy elsewhere: about 4 ms at 10 Gbit/s, as the kernel counts memory.
 const BUFFER: usize = 8 << 20;
@@ -58,6 +58,7 @@ pub(super) struct Senders {
     port: u16,
     pool: Vec<Socket>,
     spare: Socket,
+    segments_max: usize,
 }
 
 /// How a batch left.
@@ -81,7 +82,14 @@ impl Senders {
             .collect::<io::Result<_>>()
             .map_err(failed)?;
         let spare = sender(address, Fragments::Allowed).map_err(failed)?;
-        Ok(Self { local, port, pool, spare })
+        let segments_max =
+            if takes_most_segments(local).map_err(failed)? { SEGMENTS_MAX } else { SEGMENTS_DEFAULT };
+        Ok(Self { local, port, pool, spare, segments_max })
+    }
+
+    /// Datagrams that this kernel takes in one send.
+    pub(super) fn segments_max(&self) -> usize {
+        self.segments_max
     }
 
     /// Sends one batch.
@@ -217,6 +225,16 @@ fn open(address: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Tries a send of [`SEGMENTS_MAX`] one-byte datagrams to a socket of our own, which closes at once.
+fn takes_most_segments(local: IpAddr) -> io::Result<bool> {
+    let target = open(local)?;
+    target.bind(&SocketAddr::new(local, 0).into())?;
+    let source = open(local)?;
+    let mut control = Control::new();
+    control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &1_u16.to_ne_bytes());
+    Ok(sys::send(&source, &target.local_addr()?, &[0; SEGMENTS_MAX], &control).is_ok())
+}
+
 fn wait_writable(socket: &Socket) -> io::Result<()> {
     let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
     nix::poll::poll(&mut wanted, PollTimeout::try_from(SEND_WAIT).unwrap_or(PollTimeout::ZERO))?;
@@ -224,8 +242,9 @@ fn wait_writable(socket: &Socket) -> io::Result<()> {
 }
 
 fn reason(error: &io::Error) -> DropReason {
-    match error.kind() {
-        io::ErrorKind::WouldBlock => DropReason::SendBufferFull,
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::SendBufferFull,
+        Some(libc::EMSGSIZE) => DropReason::SendTooBig,
         _ => DropReason::SendFailed,
     }
 }

@@ -45,13 +45,14 @@ pub(super) struct Parts {
     /// The family's own address, its receiver, its senders.
     pub(super) underlays: Vec<(IpAddr, Socket, Arc<Senders>)>,
     pub(super) shared: Arc<Shared>,
+    pub(super) port: u16,
     pub(super) spin: std::time::Duration,
     pub(super) epoch: Instant,
 }
 
 /// Runs until told to stop (`Ok`), or until something is beyond repair.
 pub(super) fn run(parts: Parts) -> io::Result<()> {
-    let Parts { index, queue, underlays, shared, spin, epoch } = parts;
+    let Parts { index, queue, underlays, shared, port, spin, epoch } = parts;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&shared.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
     // SAFETY: the descriptor belongs to `queue`, which outlives the borrow.
@@ -81,6 +82,11 @@ pub(super) fn run(parts: Parts) -> io::Result<()> {
         epoch,
         mtu_read_ms: None,
     };
+    worker.egress.set_tunnel_port(port);
+    worker.ingress.set_tunnel_port(port);
+    if let Some(most) = worker.outlet.senders.iter().map(|(_, senders)| senders.segments_max()).min() {
+        worker.egress.set_segments_max(most);
+    }
     worker.drive(&epoll, Spin::new(spin))
 }
 
@@ -323,6 +329,9 @@ impl Inlet {
                         shared.drops[*index].add(DropReason::TunWriteFailed, 1);
                     }
                 });
+            }
+            (Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM), _) => {
+                self.drops().add(DropReason::TunFull, packets(header, frame.len()));
             }
             _ => self.drops().add(DropReason::TunWriteFailed, packets(header, frame.len())),
         }

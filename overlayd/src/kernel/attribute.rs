@@ -32,7 +32,7 @@ impl Attributes {
         self
     }
 
-    pub(super) fn nested(self, kind: u16, inner: Self) -> Self {
+    pub(super) fn nested(self, kind: u16, inner: &Self) -> Self {
         self.raw(kind | NESTED, &inner.0)
     }
 
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn attributes_read_back_as_written() {
         let inner = Attributes::default().be32(2, 0xdead_beef).be64(3, 7);
-        let bytes = Attributes::default().text(1, "overlayd").nested(4, inner).bytes();
+        let bytes = Attributes::default().text(1, "overlayd").nested(4, &inner).bytes();
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(text(&bytes, 1).as_deref(), Some("overlayd"));
         let inner = find(&bytes, 4).unwrap();

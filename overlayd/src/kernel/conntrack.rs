@@ -80,13 +80,13 @@ mod tests {
         let octets = |text: &str| super::super::expression::octets(text.parse().unwrap());
         let v6 = u16::from(source.contains(':')) * 2;
         let addresses = Attributes::default().raw(1 + v6, &octets(source)).raw(2 + v6, &octets(destination));
-        Attributes::default().nested(TUPLE_ADDRESSES, addresses)
+        Attributes::default().nested(TUPLE_ADDRESSES, &addresses)
     }
 
     fn bare(original: (&str, &str), reply: (&str, &str)) -> bool {
         let entry = Attributes::default()
-            .nested(TUPLE_ORIGINAL, tuple(original.0, original.1))
-            .nested(TUPLE_REPLY, tuple(reply.0, reply.1))
+            .nested(TUPLE_ORIGINAL, &tuple(original.0, original.1))
+            .nested(TUPLE_REPLY, &tuple(reply.0, reply.1))
             .bytes();
         let nets = |texts: &[&str]| -> Vec<Range> {
             let nets: Vec<IpNet> = texts.iter().map(|text| text.parse().unwrap()).collect();

@@ -105,60 +105,60 @@ fn encode_part(list: Attributes, part: &Part) -> Attributes {
         Part::SourceIn(member) => lookup(payload(list, NETWORK, source_at(member.family)), member),
         Part::DestinationIn(member) => lookup(payload(list, NETWORK, destination_at(member.family)), member),
         Part::DestinationPort(port) => compare(payload(list, TRANSPORT, (2, 2)), EQUAL, &port.to_be_bytes()),
-        Part::Counter => expression(list, "counter", Attributes::default()),
+        Part::Counter => expression(list, "counter", &Attributes::default()),
         Part::Accept => verdict(list, ACCEPT),
         Part::Return => verdict(list, RETURN),
-        Part::Notrack => expression(list, "notrack", Attributes::default()),
+        Part::Notrack => expression(list, "notrack", &Attributes::default()),
         Part::Masquerade { fully_random: true } => {
-            expression(list, "masq", Attributes::default().be32(1, RANDOM_FULLY))
+            expression(list, "masq", &Attributes::default().be32(1, RANDOM_FULLY))
         }
-        Part::Masquerade { fully_random: false } => expression(list, "masq", Attributes::default()),
+        Part::Masquerade { fully_random: false } => expression(list, "masq", &Attributes::default()),
         // Never wanted; as an expression of that name it would be refused by the kernel.
-        Part::Foreign(name) => expression(list, name, Attributes::default()),
+        Part::Foreign(name) => expression(list, name, &Attributes::default()),
     }
 }
 
-fn expression(list: Attributes, name: &str, data: Attributes) -> Attributes {
+fn expression(list: Attributes, name: &str, data: &Attributes) -> Attributes {
     let one = Attributes::default().text(EXPRESSION_NAME, name).nested(EXPRESSION_DATA, data);
-    list.nested(LIST_ELEMENT, one)
+    list.nested(LIST_ELEMENT, &one)
 }
 
 /// `NFTA_META_DREG`, `NFTA_META_KEY`.
 fn meta(list: Attributes, key: u32) -> Attributes {
-    expression(list, "meta", Attributes::default().be32(1, REGISTER).be32(2, key))
+    expression(list, "meta", &Attributes::default().be32(1, REGISTER).be32(2, key))
 }
 
 /// `NFTA_PAYLOAD_DREG`, `_BASE`, `_OFFSET`, `_LEN`.
 fn payload(list: Attributes, base: u32, (offset, length): (u32, u32)) -> Attributes {
     let data = Attributes::default().be32(1, REGISTER).be32(2, base).be32(3, offset).be32(4, length);
-    expression(list, "payload", data)
+    expression(list, "payload", &data)
 }
 
 /// `NFTA_BITWISE_SREG`, `_DREG`, `_LEN`, `_MASK`, `_XOR`.
 fn mask(list: Attributes, bits: &[u8; 4]) -> Attributes {
     let value = |bytes: &[u8]| Attributes::default().raw(DATA_VALUE, bytes);
     let data = Attributes::default().be32(1, REGISTER).be32(2, REGISTER).be32(3, 4);
-    expression(list, "bitwise", data.nested(4, value(bits)).nested(5, value(&[0; 4])))
+    expression(list, "bitwise", &data.nested(4, &value(bits)).nested(5, &value(&[0; 4])))
 }
 
 /// `NFTA_CMP_SREG`, `_OP`, `_DATA`.
 fn compare(list: Attributes, operator: u32, with: &[u8]) -> Attributes {
     let data = Attributes::default().be32(1, REGISTER).be32(2, operator);
-    expression(list, "cmp", data.nested(3, Attributes::default().raw(DATA_VALUE, with)))
+    expression(list, "cmp", &data.nested(3, &Attributes::default().raw(DATA_VALUE, with)))
 }
 
 /// `NFTA_LOOKUP_SET`, `_SREG`, `_FLAGS`.
 fn lookup(list: Attributes, member: &Membership) -> Attributes {
     let data = Attributes::default().text(1, &member.set).be32(2, REGISTER);
     let data = if member.inside { data } else { data.be32(5, INVERSE) };
-    expression(list, "lookup", data)
+    expression(list, "lookup", &data)
 }
 
 /// `NFTA_IMMEDIATE_DREG`, `_DATA`.
 fn verdict(list: Attributes, code: u32) -> Attributes {
     let code = Attributes::default().be32(VERDICT_CODE, code);
-    let data = Attributes::default().be32(1, 0).nested(2, Attributes::default().nested(DATA_VERDICT, code));
-    expression(list, "immediate", data)
+    let data = Attributes::default().be32(1, 0).nested(2, &Attributes::default().nested(DATA_VERDICT, &code));
+    expression(list, "immediate", &data)
 }
 
 /// With the terminator the whole name must match, without it only the beginning.
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_reads_as_foreign() {
-        let list = expression(Attributes::default(), "limit", Attributes::default());
+        let list = expression(Attributes::default(), "limit", &Attributes::default());
         let list = compare(meta(list, META_MARK), EQUAL, &[0, 0, 0, 1]);
         assert_eq!(
             decode(&list.bytes()),

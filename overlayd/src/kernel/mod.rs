@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use cni_shim::netlink::{Netlink, NetlinkError};
 
-use crate::core::plan::{Actual, Op, Route};
+use crate::core::plan::{Actual, Neighbour, Op, Route};
 use netfilter::Netfilter;
 use plumbing::Plumbing;
 use sysctl::Sysctls;
@@ -82,8 +82,9 @@ impl Kernel {
         let routes = self.netlink.routes()?;
         let links = self.netlink.links()?;
         let addresses = self.netlink.addresses()?;
-        let mut actual =
-            observe::observe(&self.device, &observe::Dumps { links, addresses, routes: &routes });
+        let neighbours = self.netlink.neighbours()?;
+        let dumps = observe::Dumps { links, addresses, neighbours, routes: &routes };
+        let mut actual = observe::observe(&self.device, &dumps);
         let routed = observe::routed_links(&routes);
         let ages = self.plumbing.observe(&actual.veths, &routed, self.epoch.elapsed());
         (actual.settled, actual.orphans) = (ages.settled, ages.orphans);
@@ -118,6 +119,10 @@ impl Kernel {
             },
             Op::DeleteAddress { link, net } => {
                 gone_is_fine(netlink.delete_address(*link, *net), &[libc::EADDRNOTAVAIL, libc::ENODEV])?;
+            }
+            Op::SetNeighbour(Neighbour { link, address, mac }) => {
+                let set = netlink.set_permanent_neighbour(*link, *address, *mac);
+                gone_is_fine(set, &[libc::ENODEV])?;
             }
             Op::AddRoute(route) => self.add_route(route)?,
             Op::ReplaceRoute(route) => netlink.replace_route(&observe::request(route))?,

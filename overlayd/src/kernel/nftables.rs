@@ -368,7 +368,7 @@ fn new_set(set: &Set, id: u32) -> Message {
 fn new_elements(set: &Set) -> Vec<Message> {
     let mark = |key: Vec<u8>, flags: u32| {
         let key = Attributes::default().raw(expression::DATA_VALUE, &key);
-        let element = Attributes::default().nested(ELEMENT_KEY, key);
+        let element = Attributes::default().nested(ELEMENT_KEY, &key);
         if flags == 0 { element } else { element.be32(ELEMENT_FLAGS, flags) }
     };
     let marks = set.ranges.iter().flat_map(|range| {
@@ -378,20 +378,20 @@ fn new_elements(set: &Set) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut list = Attributes::default();
     let mut count = 0;
-    let mut flush = |list: Attributes| {
+    let mut flush = |list: &Attributes| {
         if list.len() > 0 {
             let body = Attributes::default().text(IN_TABLE, TABLE).text(ELEMENTS_SET, &set.name);
             messages.push(message(NEW_ELEMENTS, CREATE, body.nested(ELEMENTS_LIST, list)));
         }
     };
     for mark in marks {
-        list = list.nested(LIST_ELEMENT, mark);
+        list = list.nested(LIST_ELEMENT, &mark);
         count += 1;
         if count % ELEMENTS_PER_MESSAGE == 0 {
-            flush(std::mem::take(&mut list));
+            flush(&std::mem::take(&mut list));
         }
     }
-    flush(list);
+    flush(&list);
     messages
 }
 
@@ -414,14 +414,14 @@ fn new_chain(chain: &Chain) -> Message {
     let body = Attributes::default()
         .text(IN_TABLE, TABLE)
         .text(CHAIN_NAME, &chain.name)
-        .nested(CHAIN_HOOK, hook)
+        .nested(CHAIN_HOOK, &hook)
         .be32(CHAIN_POLICY, u32::from(!chain.policy_drop))
         .text(CHAIN_TYPE, &chain.kind);
     message(NEW_CHAIN, CREATE, body)
 }
 
 fn rule_body(body: Attributes, rule: &Rule) -> Attributes {
-    let body = body.nested(RULE_EXPRESSIONS, expression::encode(&rule.parts));
+    let body = body.nested(RULE_EXPRESSIONS, &expression::encode(&rule.parts));
     if rule.comment.is_empty() {
         return body;
     }

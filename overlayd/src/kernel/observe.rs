@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cni_shim::netlink::{Address, Link, Route as KernelRoute, RouteKind};
+use cni_shim::netlink::{Address, Link, Neighbour as KernelNeighbour, Route as KernelRoute, RouteKind};
+use ipnet::IpNet;
 use wire::tag::{self, Alias};
 
-use crate::core::desired::{FORWARDING_V4, FORWARDING_V6, accept_ra, addr_gen_mode, rp_filter};
+use crate::core::desired::{FORWARDING_V4, FORWARDING_V6, accept_ra, addr_gen_mode, disable_ipv6, rp_filter};
 use crate::core::leases::ObservedVeth;
-use crate::core::plan::{Actual, Device, ForeignLink, ForeignRoute, Route, Via};
+use crate::core::plan::{Actual, Device, ForeignLink, ForeignRoute, Neighbour, Route, Via};
 
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 const TABLE_MAIN: u32 = 254;
@@ -20,6 +21,7 @@ const PROTOCOL_RA: u8 = 9;
 pub(super) struct Dumps<'a> {
     pub(super) links: Vec<Link>,
     pub(super) addresses: Vec<Address>,
+    pub(super) neighbours: Vec<KernelNeighbour>,
     pub(super) routes: &'a [KernelRoute],
 }
 
@@ -46,15 +48,24 @@ pub(super) fn observe(device: &str, dumps: &Dumps<'_>) -> Actual {
         }
     }
     let tun = actual.device.as_ref().map(|device| device.index);
+    let pods: BTreeSet<u32> = actual.veths.iter().map(|veth| veth.index).collect();
     for address in &dumps.addresses {
         if Some(address.link) == tun {
             actual.device_addresses.insert(address.net);
+        } else if pods.contains(&address.link) {
+            if address.net == IpNet::from(IpAddr::V6(tag::GATEWAY_V6)) {
+                actual.gateways.insert(address.link);
+            }
         } else if let Some(link) =
             by_index.get(&address.link).and_then(|at| actual.foreign_links.get_mut(*at))
         {
             link.addresses.push(address.net);
         }
     }
+    let permanent = dumps.neighbours.iter().filter(|entry| entry.permanent && pods.contains(&entry.link));
+    actual.neighbours = permanent
+        .map(|entry| Neighbour { link: entry.link, address: entry.address, mac: entry.mac })
+        .collect();
     let names: BTreeMap<u32, &str> =
         dumps.links.iter().map(|link| (link.index, link.name.as_str())).collect();
     for route in dumps.routes.iter().filter(|route| route.table == TABLE_MAIN) {
@@ -142,7 +153,7 @@ pub(super) fn routed_links(routes: &[KernelRoute]) -> BTreeSet<(IpAddr, u32)> {
 pub(super) fn sysctl_keys(device: &str, actual: &Actual) -> Vec<String> {
     let mut keys = vec![FORWARDING_V4.to_owned(), FORWARDING_V6.to_owned(), rp_filter("all")];
     keys.extend(actual.advertised_defaults.iter().map(|link| accept_ra(link)));
-    keys.extend([accept_ra(device), addr_gen_mode(device), rp_filter(device)]);
+    keys.extend([accept_ra(device), addr_gen_mode(device), disable_ipv6(device), rp_filter(device)]);
     keys.extend(actual.veths.iter().map(|veth| rp_filter(&veth.name)));
     keys
 }
@@ -201,7 +212,8 @@ mod tests {
             route("0.0.0.0/0", 5, 3),
             route("::/0", 5, PROTOCOL_RA),
         ];
-        let actual = observe("ovl0", &Dumps { links, addresses: Vec::new(), routes: &routes });
+        let actual =
+            observe("ovl0", &Dumps { links, addresses: Vec::new(), neighbours: Vec::new(), routes: &routes });
         assert_eq!(actual.device.map(|device| device.index), Some(1));
         assert_eq!(actual.veths.iter().map(|veth| veth.index).collect::<Vec<_>>(), [2]);
         assert_eq!(actual.foreign_links.len(), 3);
@@ -215,7 +227,10 @@ mod tests {
     fn a_tap_device_or_another_kind_of_our_name_is_foreign() {
         let tap = Link { mac: Some(wire::packet::MacAddr([2, 0, 0, 0, 0, 1])), ..link(1, "ovl0", "tun") };
         for foreign in [tap, link(1, "ovl0", "bridge")] {
-            let actual = observe("ovl0", &Dumps { links: vec![foreign], addresses: Vec::new(), routes: &[] });
+            let actual = observe(
+                "ovl0",
+                &Dumps { links: vec![foreign], addresses: Vec::new(), neighbours: Vec::new(), routes: &[] },
+            );
             assert_eq!(actual.device, None);
             assert_eq!(actual.foreign_links.len(), 1);
         }

@@ -1,7 +1,8 @@
 //! Which veths the plugin may still be working on. Pure: time is an argument.
 //!
-//! The plugin sets the alias first and adds the host routes exclusively afterwards. A route that we restored in between
-//! would look like a taken address to it, so only what was seen whole, or is older than any plumbing, is mended.
+//! The plugin sets the alias first, then the link's sysctls, brings it up, and adds neighbours and host routes. It takes a
+//! route that we were quicker to add for its own, but a link that we brought up before its sysctls are set would
+//! make itself addresses. So only what was seen whole, or had ample time, is mended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,8 +10,8 @@ use std::time::Duration;
 
 use crate::core::leases::{IN_FLIGHT_LIMIT, ObservedVeth};
 
-/// Longer than the plugin's own limit of 20 s.
-const PLUMBING_LIMIT: Duration = Duration::from_secs(25);
+/// Between alias and host routes lie milliseconds.
+const PLUMBING_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is remembered of veths, by index and name (an index may be used again).
 #[derive(Debug, Default)]
@@ -84,11 +85,11 @@ mod tests {
     }
 
     #[test]
-    fn a_veth_without_its_route_settles_only_after_the_longest_plumbing() {
+    fn a_veth_without_its_route_settles_only_after_ample_time() {
         let (mut plumbing, none) = (Plumbing::default(), BTreeSet::new());
         assert!(plumbing.observe(&[veth(true)], &none, Duration::from_secs(1)).settled.is_empty());
-        assert!(plumbing.observe(&[veth(true)], &none, Duration::from_secs(25)).settled.is_empty());
-        assert!(plumbing.observe(&[veth(true)], &none, Duration::from_secs(26)).settled.contains(&7));
+        assert!(plumbing.observe(&[veth(true)], &none, Duration::from_secs(2)).settled.is_empty());
+        assert!(plumbing.observe(&[veth(true)], &none, Duration::from_secs(3)).settled.contains(&7));
     }
 
     #[test]

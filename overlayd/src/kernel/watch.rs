@@ -147,9 +147,10 @@ mod tests {
     fn dropping_a_watch_ends_its_thread() {
         let (sender, receiver) = mpsc::channel::<()>();
         // The nftables group needs a privilege that unit tests do not have.
-        let watch =
-            start(vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap()], move || drop(sender.send(())))
-                .unwrap();
+        let watch = start(vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap()], move || {
+            sender.send(()).unwrap_or(());
+        })
+        .unwrap();
         drop(watch);
         while receiver.recv().is_ok() {}
     }

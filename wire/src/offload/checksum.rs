@@ -12,7 +12,6 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds bytes that begin at an even offset of what is summed. An odd last byte is padded with zero, so only the last piece may be odd.
     #[must_use]
-    #[inline]
     pub fn bytes(self, data: &[u8]) -> Self {
         let (blocks, rest) = data.as_chunks::<BLOCK>();
         let mut lanes = [0; LANES];
@@ -69,7 +68,6 @@ impl Sum {
     }
 
     /// Less than a block, of which the last byte may be odd.
-    #[inline]
     fn tail(self, data: &[u8]) -> Self {
         let (words, rest) = data.as_chunks::<4>();
         let mut sum = self.0;
@@ -85,7 +83,6 @@ impl Sum {
 }
 
 /// Copies `from` to the start of `to` and sums it on the way. Bytes that do not fit are left out of both.
-#[inline]
 pub fn copy_sum(from: &[u8], to: &mut [u8]) -> Sum {
     let length = from.len().min(to.len());
     let (from_blocks, from_rest) = from[..length].as_chunks::<BLOCK>();
@@ -101,7 +98,6 @@ pub fn copy_sum(from: &[u8], to: &mut [u8]) -> Sum {
 
 /// The sum over a pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1) for `length` bytes of transport.
 #[must_use]
-#[inline]
 pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Sum {
     let sum = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -120,7 +116,6 @@ pub fn update_word(checksum: u16, old: u16, new: u16) -> u16 {
 }
 
 impl Sum {
-    #[inline]
     fn address(self, address: IpAddr) -> Self {
         match address {
             IpAddr::V4(v4) => self.long(v4.to_bits()),

@@ -14,6 +14,7 @@ use crate::packet::{Inner, VirtioNetHdr};
 pub(crate) struct Sample {
     pub(crate) v6: bool,
     pub(crate) udp: bool,
+    pub(crate) port: u16,
     pub(crate) id: u16,
     pub(crate) dont_fragment: bool,
     pub(crate) tos: u8,
@@ -33,12 +34,12 @@ impl Sample {
             let least = usize::from(size) + 1;
             (Just(size), proptest::collection::vec(any::<u8>(), least..least + 5000))
         });
-        (bits, any::<u16>(), any::<u8>(), any::<u32>(), payload).prop_map(
-            |([v6, udp, dont_fragment, psh, ece, timestamps], id, tos, sequence, (size, payload))| {
+        (bits, 1234_u16..1236, any::<u16>(), any::<u8>(), any::<u32>(), payload).prop_map(
+            |([v6, udp, dont_fragment, psh, ece, timestamps], port, id, tos, sequence, (size, payload))| {
                 let segments = if udp { 64 } else { usize::MAX };
                 let keep = payload.len().min(usize::from(size).saturating_mul(segments)).min(65_000);
                 let payload = payload[..keep].to_vec();
-                Self { v6, udp, id, dont_fragment, tos, sequence, psh, ece, timestamps, size, payload }
+                Self { v6, udp, port, id, dont_fragment, tos, sequence, psh, ece, timestamps, size, payload }
             },
         )
     }
@@ -47,6 +48,7 @@ impl Sample {
         Self {
             v6: false,
             udp: false,
+            port: 1234,
             id: 7,
             dont_fragment: true,
             tos: 0,
@@ -87,8 +89,12 @@ impl Sample {
             IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default())
         };
         if self.udp {
-            let mut udp =
-                UdpHeader { source_port: 1234, destination_port: 4321, length: l4_len as u16, checksum: 0 };
+            let mut udp = UdpHeader {
+                source_port: self.port,
+                destination_port: 4321,
+                length: l4_len as u16,
+                checksum: 0,
+            };
             udp.checksum = match &ip {
                 IpHeaders::Ipv4(header, _) => udp.calc_checksum_ipv4(header, &self.payload),
                 IpHeaders::Ipv6(header, _) => udp.calc_checksum_ipv6(header, &self.payload),
@@ -114,7 +120,7 @@ impl Sample {
     }
 
     fn tcp_header(&self) -> TcpHeader {
-        let mut tcp = TcpHeader::new(1234, 4321, self.sequence, 500);
+        let mut tcp = TcpHeader::new(self.port, 4321, self.sequence, 500);
         tcp.acknowledgment_number = 77;
         tcp.ack = true;
         tcp.psh = self.psh;

@@ -104,13 +104,11 @@ impl<'a> Segments<'a> {
 
     /// Bytes of segment `index` as an IP packet.
     #[must_use]
-    #[inline]
     pub fn length(&self, index: usize) -> usize {
         self.headers.len() + self.part(index).len()
     }
 
     /// Writes segment `index` to the start of `out` and returns its length; `None` if it does not fit or does not exist.
-    #[inline]
     pub fn emit(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         let part = self.part(index);
         if part.is_empty() {
@@ -126,14 +124,12 @@ impl<'a> Segments<'a> {
         Some(length)
     }
 
-    #[inline]
     fn part(&self, index: usize) -> &'a [u8] {
         let start = index.saturating_mul(self.size).min(self.payload.len());
         let end = start.saturating_add(self.size).min(self.payload.len());
         &self.payload[start..end]
     }
 
-    #[inline]
     fn patch_l4(&self, l4: &mut [u8], index: usize, payload: Sum, length: usize) -> Option<()> {
         match self.l4 {
             L4Part::Tcp { sequence, flags, base } => {
@@ -178,7 +174,6 @@ impl IpPart {
         Self::V4 { id, base: Sum::default().bytes(&fixed).bytes(options) }
     }
 
-    #[inline]
     fn patch(self, ip: &mut [u8], length: usize, index: usize) {
         match self {
             Self::V4 { id, base } => {
@@ -219,7 +214,6 @@ impl L4Part {
 ///
 /// # Errors
 /// If the checksum's position lies outside the packet, or `out` is too small.
-#[inline]
 pub fn finish(
     vnet: &VirtioNetHdr,
     packet: &[u8],
@@ -269,7 +263,6 @@ pub fn split(frame: &[u8], mut write: impl FnMut(&[u8])) -> Result<(), OffloadEr
 }
 
 /// Length of a TCP or UDP header that lies wholly in `l4`.
-#[inline]
 pub(super) fn transport_header_len(protocol: u8, l4: &[u8]) -> Option<usize> {
     let length = match protocol {
         TCP => usize::from(l4.get(12)? >> 4) * 4,
@@ -280,7 +273,6 @@ pub(super) fn transport_header_len(protocol: u8, l4: &[u8]) -> Option<usize> {
 }
 
 /// Zero in a UDP checksum field means "none" (RFC 768), so a computed zero is sent as its other form.
-#[inline]
 pub(super) fn never_zero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
@@ -353,7 +345,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
+        #![proptest_config(ProptestConfig::with_cases(512))]
 
         #[test]
         fn segments_are_the_packets_made_from_scratch(sample in Sample::any()) {

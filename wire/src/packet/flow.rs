@@ -21,7 +21,6 @@ impl Inner {
     /// Hash of addresses, protocol and ports; of a fragment, even the first, without ports, so that all
     /// fragments of a packet take one way.
     #[must_use]
-    #[inline]
     pub fn flow_hash(&self) -> u64 {
         let ports = match (self.fragment, self.ports) {
             (Fragment::Whole, Some((source, destination))) => {

@@ -231,6 +231,10 @@ fn a_settled_veth_gets_its_host_routes_back_and_an_unsettled_one_is_left_alone()
     };
     assert!(want.routes.contains(&host));
     assert!(want.links_up.contains(&7));
+    let mac = tag::pod_mac("ovp000000000001");
+    let neighbour = Neighbour { link: 7, address: "10.244.1.7".parse().unwrap(), mac };
+    assert_eq!(want.neighbours, BTreeSet::from([neighbour]));
+    assert!(want.gateways.is_empty(), "no IPv6 address");
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Foreign objects in our way, named as an operator finds them, with the command that helps.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::ruleset::{Device, ForwardChain, Part, Rule, TableFamily};
-use super::{Actual, Route, Via};
+use super::{Actual, Via};
 use crate::core::desired::Desired;
 
 /// A foreign object that stands where ours should.
@@ -65,17 +68,16 @@ fn addresses(want: &Desired, have: &Actual) -> Vec<Conflict> {
 }
 
 fn routes(want: &Desired, have: &Actual) -> Vec<Conflict> {
+    // Our unreachable routes are there to lose against everything.
+    let leading = want.routes.iter().filter(|route| route.via != Via::Unreachable);
+    let ours: BTreeMap<IpNet, u32> = leading.map(|route| (route.destination, route.metric)).collect();
     let mut found = Vec::new();
     for foreign in &have.foreign_routes {
         // The least metric wins: a foreign route with a greater one does no harm, and our unreachable routes are there
         // to lose against everything.
-        let beats = |ours: &Route| {
-            ours.destination == foreign.destination
-                && ours.via != Via::Unreachable
-                && ours.metric >= foreign.metric
-        };
-        let own = want.own_cidrs.contains(&foreign.destination);
-        if !own && !want.routes.iter().any(beats) {
+        // The least metric wins: a foreign route with a greater one does no harm.
+        let beats = ours.get(&foreign.destination).is_some_and(|metric| *metric >= foreign.metric);
+        if !beats && !want.own_cidrs.contains(&foreign.destination) {
             continue;
         }
         let family = if foreign.destination.addr().is_ipv6() { "-6 " } else { "" };

@@ -23,12 +23,19 @@ fn apply(state: &mut Actual, op: &Op) {
         }
         Op::SetMtu { link, mtu } => device(state, *link, &|device| device.mtu = *mtu),
         Op::SetQueueLength { link, packets } => {
-            device(state, *link, &|device| device.tx_queue_len = *packets)
+            device(state, *link, &|device| device.tx_queue_len = *packets);
         }
         Op::SetUp { link } => match state.veths.iter_mut().find(|veth| veth.index == *link) {
             Some(veth) => veth.up = true,
             None => device(state, *link, &|device| device.up = true),
         },
+        Op::AddAddress { link, net } if state.veths.iter().any(|veth| veth.index == *link) => {
+            assert_eq!(*net, IpNet::from(IpAddr::V6(tag::GATEWAY_V6)));
+            assert!(state.gateways.insert(*link), "EEXIST");
+        }
+        Op::SetNeighbour(neighbour) => {
+            state.neighbours.insert(*neighbour);
+        }
         Op::AddAddress { net, .. } => assert!(state.device_addresses.insert(*net), "EEXIST"),
         Op::DeleteAddress { net, .. } => assert!(state.device_addresses.remove(net), "EADDRNOTAVAIL"),
         Op::AddRoute(route) => {
@@ -66,6 +73,8 @@ fn apply(state: &mut Actual, op: &Op) {
         Op::DeleteLink { link, .. } => {
             state.veths.retain(|veth| veth.index != *link);
             state.orphans.remove(link);
+            state.neighbours.retain(|neighbour| neighbour.link != *link);
+            state.gateways.remove(link);
             state.routes.retain(|route| route.via != Via::Link(*link));
             if state.device.as_ref().is_some_and(|device| device.index == *link) {
                 state.device = None;
@@ -146,7 +155,10 @@ fn any_veth() -> impl Strategy<Value = (ObservedVeth, bool)> {
             network_hash: "0123456789abcdef".to_owned(),
             container: "c".to_owned(),
             ifname: "eth0".to_owned(),
-            addresses: vec![IpAddr::from([10, 244, 1, pod])],
+            addresses: vec![
+                IpAddr::from([10, 244, 1, pod]),
+                IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, u16::from(pod)]),
+            ],
         });
         (ObservedVeth { name: String::new(), index: 0, alias, mtu: 1450, up }, aged)
     })
@@ -234,6 +246,7 @@ proptest! {
             prop_assert!(matches!(route.via, Via::Link(link) if link != 3), "only routes to pods may stay: {route:?}");
         }
         prop_assert_eq!(state.table.as_ref(), Some(&want.table));
+        prop_assert!(state.neighbours.is_superset(&want.neighbours) && state.gateways.is_superset(&want.gateways));
         if let Some(device) = &state.device {
             prop_assert_eq!((device.mtu, device.tx_queue_len, device.up), (want.mtu.unwrap(), want.queue_length, true));
             prop_assert_eq!(&state.device_addresses, &want.addresses);
