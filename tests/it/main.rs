@@ -1,4 +1,6 @@
 //! Tests that need root or a second process.
 
+mod corpus;
 mod lab;
 mod overlay;
+mod tidy;
