@@ -79,7 +79,8 @@ pub(crate) fn matrix(world: &World<'_>, report: &mut Report) {
         let family = if *v4 { "IPv4" } else { "IPv6" };
         report.heading(&format!("Who reaches whom over {family}, by TCP and UDP, and as whom"));
         let names: String = servers.iter().map(|server| format!(" {:^7}", short(server))).collect();
-        report.line(&format!("  {:<24}{names} {:^7}  seen as", "from \\ to", "outside"));
+        let width = if *v4 { 24 } else { 48 };
+        report.line(&format!("  {:<width$}{names} {:^7}  seen as", "from \\ to", "outside"));
         let pods = world.pods.iter().map(|(node, pod)| (*node, &**pod, true));
         let nodes = world.lab.nodes().iter().enumerate().map(|(index, node)| (index, &**node, false));
         for (node, host, is_pod) in pods.chain(nodes) {
@@ -128,7 +129,8 @@ fn row(world: &World<'_>, report: &mut Report, row: &Row<'_>) {
     let first = row.host.addresses().iter().find(|address| address.is_ipv4() == row.v4);
     let name = format!("{:<7}{}", short(row.host), first.map(ToString::to_string).unwrap_or_default());
     let seen = report.dim(&format!("pods: {}; outside: {}", join(&inside_seen), join(&outside_seen)));
-    report.line(&format!("  {name:<24}{cells} {seen}"));
+    let width = if row.v4 { 24 } else { 48 };
+    report.line(&format!("  {name:<width$}{cells} {seen}"));
 }
 
 fn probe(
@@ -276,6 +278,11 @@ pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
             leases.sort();
             leases
         };
+        let added = [local.container_id(), neighbour.container_id()];
+        eventually("the daemon lists the leases of both pods", Duration::from_secs(5), || {
+            let leases = node.status().leases;
+            added.iter().all(|id| leases.iter().any(|lease| lease.container == *id))
+        });
         let before = leases(node.status());
         let (across, within) = (local.tcp_stream(far.v4()), local.udp_stream(near.v4()));
         across.wait_echoes(20);
@@ -328,5 +335,8 @@ pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
             )
         }),
     );
-    report.check("pods keep their addresses", before == after, format!("{} leases", after.len()));
+    let kept = before == after;
+    let detail =
+        if kept { format!("{} leases", after.len()) } else { format!("before {before:?}, after {after:?}") };
+    report.check("pods keep their addresses", kept, detail);
 }
