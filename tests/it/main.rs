@@ -3,4 +3,5 @@
 mod corpus;
 mod lab;
 mod overlay;
+mod readme;
 mod tidy;
