@@ -114,11 +114,18 @@ fn status_shows_peers_leases_and_what_stands_in_the_way() {
         lab.start_daemons();
         node.status()
     };
-    assert_eq!((silent.peers[0].tx_packets, silent.peers[0].tx_age_ms, silent.peers[0].rx_age_ms), (0, None, None));
+    assert_eq!(
+        (silent.peers[0].tx_packets, silent.peers[0].tx_age_ms, silent.peers[0].rx_age_ms),
+        (0, None, None)
+    );
     let (one, two) = (node.add_pod("one"), other.add_pod("two"));
     let server = two.serve();
     assert_eq!(one.tcp_source(server.v4()), one.v4());
-    node.nft(NftChange::AddForwardDrop { family: NftFamily::Ip, table: "filter".into(), chain: "FORWARD".into() });
+    node.nft(NftChange::AddForwardDrop {
+        family: NftFamily::Ip,
+        table: "filter".into(),
+        chain: "FORWARD".into(),
+    });
     eventually("traffic, lease and conflict are in the status", SOON, || {
         let status = node.status();
         !status.leases.is_empty() && !status.conflicts.is_empty() && status.peers[0].rx_packets > 0
@@ -290,13 +297,15 @@ fn a_json_log_is_one_object_a_line() {
     let log = node.log();
     let mut messages = Vec::new();
     for line in log.lines() {
-        let entry: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let entry: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         for field in ["timestamp", "level", "target", "message"] {
             assert!(entry[field].is_string(), "no {field} in {line}");
         }
         messages.push(entry);
     }
-    let refused = messages.iter().find(|entry| entry["message"] == "node refused").expect("a refusal is logged");
+    let refused =
+        messages.iter().find(|entry| entry["message"] == "node refused").expect("a refusal is logged");
     assert_eq!((&refused["node"], &refused["level"]), (&"node-2".into(), &"WARN".into()), "{refused}");
     assert!(messages.iter().any(|entry| entry["message"] == "ready"), "{log}");
 }
@@ -306,7 +315,11 @@ fn a_steady_daemon_writes_no_log_and_changes_nothing() {
     let lab = Lab::builder().nodes(2).start();
     let node = lab.node(1);
     // Standing troubles are told once: a conflict and a refused node.
-    node.nft(NftChange::AddForwardDrop { family: NftFamily::Ip, table: "filter".into(), chain: "FORWARD".into() });
+    node.nft(NftChange::AddForwardDrop {
+        family: NftFamily::Ip,
+        table: "filter".into(),
+        chain: "FORWARD".into(),
+    });
     let mut liar = lab.node(2).manifest();
     liar.internal_ips = vec!["127.0.0.1".parse().unwrap()];
     node.write_nodes(&[node.manifest(), liar]);
