@@ -13,7 +13,7 @@ use crate::core::Core;
 use crate::must;
 use crate::packet;
 use crate::process::{Command, Output, PATIENCE, Process};
-use crate::protocol::Step;
+use crate::protocol::{NftChange, Step};
 use crate::traffic::{Bulk, Flood, Http, Packet, Ping, RelayCounters, Rtt, Stream, TcpAnswer, UdpProbe};
 
 /// How long a single connection or echo may take before it counts as failed.
@@ -488,6 +488,65 @@ impl Host {
     #[track_caller]
     pub fn sysctl(&self, key: &str, value: &str) {
         self.change(Step::Sysctl { space: self.space.clone(), key: key.into(), value: value.into() });
+    }
+
+    /// Removes an address from a link.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[track_caller]
+    pub fn delete_address(&self, link: &str, net: IpNet) {
+        self.change(Step::DeleteAddress { space: self.space.clone(), link: link.into(), net });
+    }
+
+    /// Sets a link's queue length in packets.
+    ///
+    /// # Panics
+    /// If there is no such link.
+    #[track_caller]
+    pub fn set_queue_length(&self, link: &str, packets: u32) {
+        self.change(Step::QueueLength { space: self.space.clone(), link: link.into(), packets });
+    }
+
+    /// Deletes a neighbour entry.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_neighbour(&self, link: &str, address: IpAddr) {
+        self.change(Step::DeleteNeighbour { space: self.space.clone(), link: link.into(), address });
+    }
+
+    /// Changes nftables by hand.
+    ///
+    /// # Panics
+    /// If the kernel refuses, for example because the thing is not there.
+    #[track_caller]
+    pub fn nft(&self, change: NftChange) {
+        self.change(Step::Nft { space: self.space.clone(), change });
+    }
+
+    /// Makes an `inet` table that nobody else may change while the returned process runs.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn own_nft_table(&self, table: &str) -> Process {
+        let process = self.tool("nft-own").arg(table).spawn();
+        process.wait_stdout(|line| line == "owning");
+        process
+    }
+
+    /// Links, addresses, routes, permanent neighbours, rules, set elements and sysctls, one line each, without anything
+    /// that changes by itself: to compare two moments by.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn objects(&self) -> Vec<String> {
+        self.tool("objects").arg("ovl0").run().lines().map(ToOwned::to_owned).collect()
     }
 
     /// Links, addresses, routes, rules and counters, for people.

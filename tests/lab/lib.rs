@@ -66,7 +66,7 @@ pub use manifest::Manifest;
 pub use node::Node;
 pub use pod::{Cni, Pod};
 pub use process::{Command, Output, Process};
-pub use protocol::Exit;
+pub use protocol::{Exit, NftChange, NftFamily};
 
 /// Asks again every 10 ms until the answer is yes. For conditions that no event announces.
 ///

@@ -189,4 +189,87 @@ pub enum Step {
         /// Value.
         value: String,
     },
+    /// Removes an address from a link.
+    DeleteAddress {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Sets a link's queue length.
+    QueueLength {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Packets.
+        packets: u32,
+    },
+    /// Deletes a neighbour entry.
+    DeleteNeighbour {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// The neighbour.
+        address: IpAddr,
+    },
+    /// Changes nftables.
+    Nft {
+        /// In which space.
+        space: String,
+        /// How.
+        change: NftChange,
+    },
+}
+
+/// Family of an nftables table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NftFamily {
+    /// `inet`.
+    Inet,
+    /// `ip`.
+    Ip,
+}
+
+/// One change of nftables by hand.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum NftChange {
+    /// Deletes a table.
+    DeleteTable(NftFamily, String),
+    /// Deletes one rule.
+    DeleteRule {
+        /// Family of the table.
+        family: NftFamily,
+        /// Table.
+        table: String,
+        /// Chain.
+        chain: String,
+        /// Which rule of the chain, from 0.
+        position: usize,
+    },
+    /// Deletes one interval from a set.
+    DeleteElement {
+        /// Family of the table.
+        family: NftFamily,
+        /// Table.
+        table: String,
+        /// Set.
+        set: String,
+        /// First address of the interval.
+        first: IpAddr,
+        /// The address behind its last one.
+        end: IpAddr,
+    },
+    /// Makes a table with a base chain at the forward hook that drops by policy.
+    AddForwardDrop {
+        /// Family of the table.
+        family: NftFamily,
+        /// Table.
+        table: String,
+        /// Chain.
+        chain: String,
+    },
 }

@@ -5,8 +5,10 @@ mod dump;
 mod init;
 mod ioctl;
 mod net;
+mod nft;
+mod objects;
+mod rtnetlink;
 mod traffic;
-mod vxlan;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -42,6 +44,10 @@ enum Tool {
     Cat { path: PathBuf },
     /// Prints links, addresses, routes, rules and counters.
     Dump,
+    /// Prints kernel objects in a form that can be compared.
+    Objects { device: String },
+    /// Makes an nftables table that nobody else may change, until standard input ends.
+    NftOwn { table: String },
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -96,6 +102,8 @@ fn run(tool: Tool) -> Result<()> {
             Ok(io::stdout().write_all(&bytes)?)
         }
         Tool::Dump => dump::dump(),
+        Tool::Objects { device } => objects::objects(&device),
+        Tool::NftOwn { table } => nft::own(&table),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),

@@ -11,7 +11,7 @@ use tests::protocol::Step;
 use wire::packet::MacAddr;
 
 use crate::init::{Spaces, in_space};
-use crate::{ioctl, vxlan};
+use crate::{ioctl, nft, rtnetlink};
 
 /// `RT_TABLE_MAIN`.
 const TABLE_MAIN: u32 = 254;
@@ -68,6 +68,10 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Delete { space, .. }
     | Step::Features { space, .. }
     | Step::Sysctl { space, .. }
+    | Step::DeleteAddress { space, .. }
+    | Step::QueueLength { space, .. }
+    | Step::DeleteNeighbour { space, .. }
+    | Step::Nft { space, .. }
     | Step::Veth { a: tests::protocol::End { space, .. }, .. }) = step;
     let (space, step) = (spaces.get(space)?, step.clone());
     in_space(space, move || inside(step))
@@ -90,7 +94,7 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             ioctl::add_bridge_port(&bridge, index)?;
         }
         Step::Vxlan { name, vni, port, .. } => {
-            vxlan::add(&name, vni, port)?;
+            rtnetlink::add_vxlan(&name, vni, port)?;
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_up(index, true)?;
         }
@@ -131,6 +135,19 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let path = format!("/proc/sys/{key}");
             fs::write(&path, &value).with_context(|| format!("write {value} to {path}"))?;
         }
+        Step::DeleteAddress { link: name, net, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.delete_address(index, net)?;
+        }
+        Step::QueueLength { link: name, packets, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_tx_queue_len(index, packets)?;
+        }
+        Step::DeleteNeighbour { link: name, address, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            rtnetlink::delete_neighbour(index, address)?;
+        }
+        Step::Nft { change, .. } => nft::change(&change)?,
     }
     Ok(())
 }

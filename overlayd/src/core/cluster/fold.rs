@@ -159,9 +159,12 @@ impl<'a> Fold<'a> {
             self.refuse(node, reason);
             return None;
         }
+        let told = self.refused.len();
         let underlays = Family::BOTH.map(|family| self.peer_underlay(node, family));
+        let bad_address = self.refused.len() > told;
         let cidrs = self.believe_cidrs(node);
-        if cidrs.is_empty() {
+        // One line for one fault: a bad address is not called a missing one as well.
+        if cidrs.is_empty() || (bad_address && underlays == [None, None]) {
             return None;
         }
         let paths = if self.prefix.is_flannel() {

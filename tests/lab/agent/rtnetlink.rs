@@ -1,0 +1,69 @@
+//! Requests to rtnetlink that the product has no use for: the leftovers that tests put in the daemon's way, and what
+//! they take away.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// Adds a kernel vxlan device to the calling thread's namespace, down.
+pub(crate) fn add_vxlan(name: &str, vni: u32, port: u16) -> Result<()> {
+    let mut link = LinkMessage::default();
+    link.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::Id(vni),
+                InfoVxlan::Port(port),
+                InfoVxlan::Learning(false),
+            ])),
+        ]),
+    ];
+    request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
+        .with_context(|| format!("make vxlan device {name}"))
+}
+
+/// Deletes a neighbour entry.
+pub(crate) fn delete_neighbour(link: u32, address: IpAddr) -> Result<()> {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = link;
+    let destination = match address {
+        IpAddr::V4(address) => {
+            message.header.family = AddressFamily::Inet;
+            NeighbourAddress::Inet(address)
+        }
+        IpAddr::V6(address) => {
+            message.header.family = AddressFamily::Inet6;
+            NeighbourAddress::Inet6(address)
+        }
+    };
+    message.attributes.push(NeighbourAttribute::Destination(destination));
+    request(RouteNetlinkMessage::DelNeighbour(message), 0)
+        .with_context(|| format!("delete neighbour {address}"))
+}
+
+fn request(message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    header.sequence_number = 1;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let mut socket = Socket::new(NETLINK_ROUTE).context("open netlink")?;
+    socket.bind_auto().context("bind netlink")?;
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).context("ask the kernel")?;
+    let (answer, _) = socket.recv_from_full().context("the kernel's answer")?;
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).context("answer")?.payload {
+        NetlinkPayload::Error(error) if error.raw_code() == 0 => Ok(()),
+        NetlinkPayload::Error(error) => Err(error.to_io().into()),
+        other => bail!("unexpected answer: {other:?}"),
+    }
+}
