@@ -145,11 +145,17 @@ drop_reasons! {
     ReceiveTruncated = "receive_truncated",
         "a received datagram did not fit the buffer";
     /// The socket's buffer is full.
-    SendWouldBlock = "send_would_block",
+    SendBufferFull = "send_buffer_full",
         "the uplink is slower than what is sent: the socket's buffer is full";
     /// The kernel could not send: no route, unreachable, refused.
     SendFailed = "send_failed",
         "the kernel could not send to the peer: look at the route to its underlay address and at local firewalls";
+    /// The datagram exceeds the path's MTU.
+    SendTooBig = "send_too_big",
+        "a datagram exceeds the path's MTU and could not go out in fragments either";
+    /// The TUN device could not take the packet now.
+    TunFull = "tun_full",
+        "the kernel had no memory or no room for a packet that arrived";
     /// The TUN device did not take the packet.
     TunWriteFailed = "tun_write_failed",
         "the tunnel device refused a packet that arrived: is it up, and has the node memory left?";
