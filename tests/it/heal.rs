@@ -218,7 +218,8 @@ fn a_leftover_vxlan_device_is_named_and_left_until_somebody_removes_it() {
     let lab = Lab::builder().nodes(2).start();
     let node = lab.node(1);
     node.add_vxlan("flannel.1", 1, 8472);
-    let leftover = |node: &Node| node.objects().iter().any(|line| line.starts_with("link flannel.1 kind vxlan"));
+    let leftover =
+        |node: &Node| node.objects().iter().any(|line| line.starts_with("link flannel.1 kind vxlan"));
     lab.node(2).start_daemon();
     node.launch_daemon(&[]);
     node.wait_log("ip link del flannel.1");
@@ -255,7 +256,9 @@ fn a_foreign_route_to_a_peers_pods_is_named_and_ours_comes_when_it_goes() {
     let there = to_peer(" metric 0 ");
     assert!(there.len() == 1 && there[0].contains("dev eth0") && there[0].ends_with("proto 4"), "{there:?}");
     node.delete_route_of_metric(cidr, 0);
-    eventually("our route is there", DEADLINE, || to_peer(" metric 0 ").iter().any(|line| line.contains("dev ovl0")));
+    eventually("our route is there", DEADLINE, || {
+        to_peer(" metric 0 ").iter().any(|line| line.contains("dev ovl0"))
+    });
     eventually("the conflict is over", DEADLINE, || conflicts(&node).is_empty());
     assert_pods_talk(&lab);
 }
@@ -317,7 +320,10 @@ fn a_foreign_forward_policy_is_named_and_accepted_around_only_when_told() {
     let (family, table, chain) = (NftFamily::Ip, "filter".to_owned(), "FORWARD".to_owned());
     node.nft(NftChange::AddForwardDrop { family, table, chain });
     let foreign = node.objects();
-    assert!(foreign.contains(&"forward ip filter FORWARD drop true rules of ours 0".to_owned()), "{foreign:?}");
+    assert!(
+        foreign.contains(&"forward ip filter FORWARD drop true rules of ours 0".to_owned()),
+        "{foreign:?}"
+    );
     lab.start_daemons();
     eventually("the conflict is in the status", DEADLINE, || {
         conflicts(&node).iter().any(|(object, remedy)| {

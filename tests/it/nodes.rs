@@ -178,14 +178,14 @@ fn a_config_map_that_swaps_its_symbolic_link_is_read_again_as_yaml_or_json() {
     await_peers(&one, &["node-2", "node-3"]);
 }
 
-/// A Node that is not to be believed, and a part of the reason.
-fn bad(name: &str, reason: &'static str, spoil: impl FnOnce(&mut Manifest)) -> (Manifest, &'static str) {
+/// A Node that is not to be believed, and a part of the reason. Its claims are good but for what spoils it.
+fn bad(number: u8, reason: &'static str, spoil: impl FnOnce(&mut Manifest)) -> (Manifest, &'static str) {
     let mut manifest = Manifest {
-        name: name.into(),
+        name: format!("bad-{number:02}"),
         created: "2026-02-01T00:00:00Z".into(),
         annotations: std::collections::BTreeMap::new(),
-        pod_cidrs: vec!["10.77.0.0/24".parse().unwrap()],
-        internal_ips: vec!["192.0.2.200".parse().unwrap()],
+        pod_cidrs: vec![format!("10.77.{number}.0/24").parse().unwrap()],
+        internal_ips: vec![format!("192.0.2.{}", 100 + number).parse().unwrap()],
     };
     spoil(&mut manifest);
     (manifest, reason)
@@ -193,25 +193,26 @@ fn bad(name: &str, reason: &'static str, spoil: impl FnOnce(&mut Manifest)) -> (
 
 fn bad_nodes() -> Vec<(Manifest, &'static str)> {
     let cidr = |text: &'static str| move |node: &mut Manifest| node.pod_cidrs = vec![text.parse().unwrap()];
-    let address = |text: &'static str| move |node: &mut Manifest| node.internal_ips = vec![text.parse().unwrap()];
+    let address =
+        |text: &'static str| move |node: &mut Manifest| node.internal_ips = vec![text.parse().unwrap()];
     let annotate = |key: &'static str, text: &'static str| {
         move |node: &mut Manifest| drop(node.annotations.insert(format!("overlayd.io/{key}"), text.into()))
     };
     vec![
-        bad("bad-01", "has no pod CIDR yet", |node| node.pod_cidrs.clear()),
-        bad("bad-02", "pod CIDR 10.244.1.128/25 overlaps 10.244.1.0/24 of this node", cidr("10.244.1.128/25")),
-        bad("bad-03", "pod CIDR 10.244.0.0/16 overlaps", cidr("10.244.0.0/16")),
-        bad("bad-04", "pod CIDR 10.244.2.0/25 overlaps 10.244.2.0/24 of node node-2", cidr("10.244.2.0/25")),
-        bad("bad-05", "pod CIDR 192.0.2.0/24 covers 192.0.2.", cidr("192.0.2.0/24")),
-        bad("bad-06", "224.0.0.0/24", cidr("224.0.0.0/24")),
-        bad("bad-07", "0.0.0.0", address("0.0.0.0")),
-        bad("bad-08", "127.0.0.1", address("127.0.0.1")),
-        bad("bad-09", "224.0.0.5", address("224.0.0.5")),
-        bad("bad-10", "address 192.0.2.11 is that of this node", address("192.0.2.11")),
-        bad("bad-11", "address 192.0.2.12 is that of node node-2", address("192.0.2.12")),
-        bad("bad-12", "not a CIDR", annotate("pod-cidrs", "${POD_CIDR}")),
-        bad("bad-13", "is not an IP address", annotate("public-ip", "localhost; rm -rf /")),
-        bad("bad-14", "0.0.0.0/0 is too wide", cidr("0.0.0.0/0")),
+        bad(1, "has no pod CIDR yet", |node| node.pod_cidrs.clear()),
+        bad(2, "pod CIDR 10.244.1.128/25 overlaps 10.244.1.0/24 of this node", cidr("10.244.1.128/25")),
+        bad(3, "pod CIDR 10.244.0.0/16 overlaps", cidr("10.244.0.0/16")),
+        bad(4, "pod CIDR 10.244.2.0/25 overlaps 10.244.2.0/24 of node node-2", cidr("10.244.2.0/25")),
+        bad(5, "pod CIDR 192.0.2.0/24 covers 192.0.2.", cidr("192.0.2.0/24")),
+        bad(6, "224.0.0.0/24", cidr("224.0.0.0/24")),
+        bad(7, "0.0.0.0", address("0.0.0.0")),
+        bad(8, "127.0.0.1", address("127.0.0.1")),
+        bad(9, "224.0.0.5", address("224.0.0.5")),
+        bad(10, "address 192.0.2.11 is that of this node", address("192.0.2.11")),
+        bad(11, "address 192.0.2.12 is that of node node-2", address("192.0.2.12")),
+        bad(12, "not a CIDR", annotate("pod-cidrs", "${POD_CIDR}")),
+        bad(13, "is not an IP address", annotate("public-ip", "localhost; rm -rf /")),
+        bad(14, "0.0.0.0/0 is too wide", cidr("0.0.0.0/0")),
     ]
 }
 
@@ -241,11 +242,13 @@ fn each_bad_node_is_refused_with_one_line_and_the_good_ones_work() {
     let server = b.serve();
     assert_eq!(a.tcp_source(server.v4()), a.v4());
 
-    // Read again with another good Node: what was told once is not told again.
+    // Read again with another good Node, younger than all, that has what two bad ones claim in vain: it is
+    // believed, and what was told once is not told again.
     let mut good = lab.manifests()[0].clone();
     good.name = "node-9".into();
-    good.pod_cidrs = vec!["10.244.9.0/24".parse().unwrap()];
-    good.internal_ips = vec!["192.0.2.19".parse().unwrap()];
+    good.created = "2026-03-01T00:00:00Z".into();
+    good.pod_cidrs = vec!["10.77.7.0/24".parse().unwrap()];
+    good.internal_ips = vec!["192.0.2.101".parse().unwrap()];
     manifests.push(good);
     one.write_nodes(&manifests);
     await_peers(&one, &["node-2", "node-9"]);
@@ -256,10 +259,10 @@ fn each_bad_node_is_refused_with_one_line_and_the_good_ones_work() {
     }
 
     // One that is mended is a peer, and no longer refused.
-    let mended = manifests.iter_mut().find(|node| node.name == "bad-07").unwrap();
+    let mended = manifests.iter_mut().find(|node| node.name == "bad-08").unwrap();
     mended.internal_ips = vec!["192.0.2.77".parse().unwrap()];
     one.write_nodes(&manifests);
-    await_peers(&one, &["bad-07", "node-2", "node-9"]);
+    await_peers(&one, &["bad-08", "node-2", "node-9"]);
     assert_eq!(one.status().refused.len(), bad.len() - 1);
 }
 

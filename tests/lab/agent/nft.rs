@@ -50,15 +50,14 @@ pub(crate) fn change(change: &NftChange) -> Result<()> {
         NftChange::DeleteElement { family, table, set, first, end } => {
             // NFTA_LIST_ELEM { NFTA_SET_ELEM_KEY { NFTA_DATA_VALUE }, NFTA_SET_ELEM_FLAGS = interval end }
             let key = |address: &IpAddr| nested(1, &attribute(1, &octets(*address)));
-            let list = [
-                nested(1, &key(first)),
-                nested(1, &[key(end), attribute(3, &1_u32.to_be_bytes())].concat()),
-            ];
+            let list =
+                [nested(1, &key(first)), nested(1, &[key(end), attribute(3, &1_u32.to_be_bytes())].concat())];
             let body = [text(1, table), text(2, set), nested(3, &list.concat())].concat();
             transaction(vec![(DELETE_ELEMENTS, *family, body)]).context("delete the element")
         }
         NftChange::AddForwardDrop { family, table, chain } => {
-            let hook = [attribute(1, &HOOK_FORWARD.to_be_bytes()), attribute(2, &0_u32.to_be_bytes())].concat();
+            let hook =
+                [attribute(1, &HOOK_FORWARD.to_be_bytes()), attribute(2, &0_u32.to_be_bytes())].concat();
             let policy_drop = attribute(5, &0_u32.to_be_bytes());
             let body = [text(1, table), text(3, chain), nested(4, &hook), policy_drop, text(7, "filter")];
             transaction(vec![(NEW_TABLE, *family, text(1, table)), (NEW_CHAIN, *family, body.concat())])
