@@ -138,6 +138,24 @@ impl Host {
         self.tool("cat").arg(path).output().success()
     }
 
+    /// Puts a symbolic link in the place of whatever has this path, by a rename.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[track_caller]
+    pub fn symlink(&self, target: &str, path: &str) {
+        self.tool("symlink").arg(target).arg(path).run();
+    }
+
+    /// Deletes a file.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn remove_file(&self, path: &str) {
+        self.tool("remove").arg(path).run();
+    }
+
     /// Starts a TCP and UDP server on all its addresses, on a free port; ready when this returns.
     ///
     /// # Panics
@@ -239,13 +257,13 @@ impl Host {
         self.stream("tcp-stream", server, Duration::from_secs(30))
     }
 
-    /// Datagrams that echo every 10 ms until [`Running::stop`]. One that is not back after 200 ms is lost.
+    /// Datagrams that echo every 10 ms until [`Running::stop`]. One that is not back after 1 s is lost.
     ///
     /// # Panics
     /// If it cannot start.
     #[track_caller]
     pub fn udp_stream(&self, server: SocketAddr) -> Running {
-        self.stream("udp-stream", server, Duration::from_millis(200))
+        self.stream("udp-stream", server, Duration::from_secs(1))
     }
 
     #[track_caller]
@@ -459,7 +477,25 @@ impl Host {
     /// If there is none.
     #[track_caller]
     pub fn delete_route(&self, destination: IpNet) {
-        self.change(Step::DeleteRoute { space: self.space.clone(), destination });
+        self.change(Step::DeleteRoute { space: self.space.clone(), destination, metric: None });
+    }
+
+    /// Deletes the routes of one metric to this destination in table main.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_route_of_metric(&self, destination: IpNet, metric: u32) {
+        self.change(Step::DeleteRoute { space: self.space.clone(), destination, metric: Some(metric) });
+    }
+
+    /// Adds an unreachable route (protocol static, table main).
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_unreachable(&self, destination: IpNet, metric: u32) {
+        self.change(Step::Unreachable { space: self.space.clone(), destination, metric });
     }
 
     /// Makes a kernel vxlan device: a leftover in the daemon's way.

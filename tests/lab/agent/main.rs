@@ -42,6 +42,10 @@ enum Tool {
     Put { path: PathBuf },
     /// Prints a file.
     Cat { path: PathBuf },
+    /// Puts a symbolic link in the place of whatever has this path, by a rename.
+    Symlink { target: PathBuf, path: PathBuf },
+    /// Deletes a file.
+    Remove { path: PathBuf },
     /// Prints links, addresses, routes, rules and counters.
     Dump,
     /// Prints kernel objects in a form that can be compared.
@@ -101,6 +105,8 @@ fn run(tool: Tool) -> Result<()> {
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(io::stdout().write_all(&bytes)?)
         }
+        Tool::Symlink { target, path } => symlink(&target, &path),
+        Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
         Tool::Objects { device } => objects::objects(&device),
         Tool::NftOwn { table } => nft::own(&table),
@@ -132,6 +138,13 @@ fn run(tool: Tool) -> Result<()> {
         Tool::HttpGet { server, path, time_ms } => traffic::http::get(server, &path, ms(time_ms)),
         Tool::HttpAwait { server, path, time_ms } => traffic::http::await_ok(server, &path, ms(time_ms)),
     }
+}
+
+fn symlink(target: &std::path::Path, path: &std::path::Path) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    std::os::unix::fs::symlink(target, &aside).with_context(|| format!("link {}", path.display()))?;
+    fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
 }
 
 fn put(path: &std::path::Path) -> Result<()> {
