@@ -333,8 +333,18 @@ impl Host {
     /// If the kernel does not take it.
     #[track_caller]
     pub fn inject(&self, ip_packet: &[u8]) {
-        let hex: String = ip_packet.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.tool("inject").arg(hex).run();
+        self.inject_all(&[ip_packet.to_vec()]);
+    }
+
+    /// Sends IP packets as they are, one after the other in this order.
+    ///
+    /// # Panics
+    /// If the kernel does not take one.
+    #[track_caller]
+    pub fn inject_all(&self, ip_packets: &[Vec<u8>]) {
+        let hex =
+            |packet: &Vec<u8>| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.tool("inject").stdin(ip_packets.iter().map(hex).collect::<String>()).run();
     }
 
     /// Sends a UDP datagram from any source address and port.

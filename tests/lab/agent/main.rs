@@ -62,8 +62,8 @@ enum Tool {
     Rtt { server: SocketAddr, count: u32 },
     /// ICMP echo.
     Ping { target: IpAddr, size: usize, count: u32, time_ms: u64 },
-    /// Sends one IP packet given in hex.
-    Inject { packet: String },
+    /// Sends the IP packets on standard input, each a line of hex, in order.
+    Inject,
     /// Collects packets on an interface until standard input ends.
     Sniff { interface: String },
     /// Carries frames between two interfaces, with losses.
@@ -116,7 +116,7 @@ fn run(tool: Tool) -> Result<()> {
         }
         Tool::Rtt { server, count } => traffic::udp::rtt(server, count),
         Tool::Ping { target, size, count, time_ms } => traffic::raw::ping(target, size, count, ms(time_ms)),
-        Tool::Inject { packet } => traffic::raw::inject(&packet),
+        Tool::Inject => traffic::raw::inject(),
         Tool::Sniff { interface } => traffic::sniff::sniff(&interface),
         Tool::Relay { left, right, drop, duplicate, reorder, seed } => {
             traffic::relay::relay(&left, &right, Harm { drop, duplicate, reorder, seed })
