@@ -134,6 +134,7 @@ fn inner(source: IpAddr, destination: IpAddr) -> Vec<u8> {
     packet::udp((source, 5000).into(), (destination, 5001).into(), b"inner payload")
 }
 
+#[expect(clippy::unwrap_used, reason = "a literal that is an address")]
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -327,7 +328,7 @@ fn with_broken_headers(arena: &Arena) -> Vec<Vec<u8>> {
         packet[at] = value;
         packet
     };
-    let mut broken = vec![
+    let mut broken: Vec<Vec<u8>> = [
         // A header of 16 bytes, of 60 in a packet of 41, of version 5, of the other version under this ethertype.
         changed(&v4, 0, 0x44),
         changed(&v4, 0, 0x4f),
@@ -343,7 +344,7 @@ fn with_broken_headers(arena: &Arena) -> Vec<Vec<u8>> {
     ]
     .iter()
     .map(|packet| arena.sealed(packet))
-    .collect::<Vec<_>>();
+    .collect();
     // Of the right kind under the wrong ethertype.
     for (packet, ethertype) in [(&v4, [0x86, 0xdd]), (&v6, [0x08, 0x00])] {
         let mut payload = arena.sealed(packet);

@@ -1,6 +1,7 @@
 //! Tests that need root or a second process.
 
 mod corpus;
+mod egress;
 mod hostile;
 mod lab;
 mod overlay;

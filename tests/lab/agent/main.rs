@@ -2,6 +2,7 @@
 //! tool that tests run there. Not meant to be started by hand.
 
 mod dump;
+mod firewall;
 mod init;
 mod ioctl;
 mod net;
@@ -42,6 +43,10 @@ enum Tool {
     Cat { path: PathBuf },
     /// Prints links, addresses, routes, rules and counters.
     Dump,
+    /// Carries out the nf_tables transaction on standard input.
+    FirewallApply,
+    /// Prints all nf_tables objects.
+    FirewallDump,
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -96,6 +101,8 @@ fn run(tool: Tool) -> Result<()> {
             Ok(io::stdout().write_all(&bytes)?)
         }
         Tool::Dump => dump::dump(),
+        Tool::FirewallApply => firewall::apply(),
+        Tool::FirewallDump => firewall::dump(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),

@@ -98,7 +98,7 @@ fn unhex(text: &str) -> Result<Vec<u8>> {
 }
 
 /// Receives one packet into a buffer of plain bytes.
-pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> std::io::Result<(usize, socket2::SockAddr)> {
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, socket2::SockAddr)> {
     // SAFETY: MaybeUninit<u8> has the layout of u8, and socket2 only writes initialised bytes into it.
     let slots: &mut [MaybeUninit<u8>] =
         unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), buffer.len()) };
