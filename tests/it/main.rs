@@ -4,5 +4,6 @@ mod corpus;
 mod egress;
 mod hostile;
 mod lab;
+mod mtu;
 mod overlay;
 mod tidy;
