@@ -6,4 +6,5 @@ mod hostile;
 mod lab;
 mod mtu;
 mod overlay;
+mod readme;
 mod tidy;

@@ -395,10 +395,15 @@ fn unfinished(tokens: TokenStream, faults: &mut Vec<String>) {
             {
                 faults.push(format!("{name}! is left"));
             }
-            [TokenTree::Punct(hash), TokenTree::Group(attribute)] if hash.as_char() == '#' => {
-                if attribute.stream().into_iter().next().is_some_and(|first| first.to_string() == "ignore") {
-                    faults.push("a test is ignored".to_owned());
-                }
+            [TokenTree::Punct(hash), TokenTree::Group(attribute)]
+                if hash.as_char() == '#'
+                    && attribute
+                        .stream()
+                        .into_iter()
+                        .next()
+                        .is_some_and(|first| first.to_string() == "ignore") =>
+            {
+                faults.push("a test is ignored".to_owned());
             }
             _ => {}
         }
@@ -454,12 +459,12 @@ fn product_files(dir: &Path) -> Vec<Source> {
         }
         let file = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         for item in &file.items {
-            if let Item::Mod(inner) = item {
-                if inner.content.is_none() && is_test_only(&inner.attrs) {
-                    let name = inner.ident.to_string();
-                    test_modules
-                        .insert(module.iter().map(|p| (*p).to_owned()).chain([name]).collect::<Vec<_>>());
-                }
+            if let Item::Mod(inner) = item
+                && inner.content.is_none()
+                && is_test_only(&inner.attrs)
+            {
+                let name = inner.ident.to_string();
+                test_modules.insert(module.iter().map(|p| (*p).to_owned()).chain([name]).collect::<Vec<_>>());
             }
         }
         sources.push(parse(path.to_str().unwrap(), &module, &text));

@@ -93,7 +93,7 @@ impl Leases {
     #[must_use]
     pub fn new(pod_cidrs: &[IpNet], seed: u64) -> Self {
         let mut pools: Vec<Pool> = pod_cidrs.iter().map(|cidr| Pool::new(*cidr, seed)).collect();
-        pools.sort_by_key(|pool| pool.is_v6());
+        pools.sort_by_key(Pool::is_v6);
         Self {
             pools,
             attached: BTreeMap::new(),
@@ -563,13 +563,12 @@ mod tests {
                         None
                     }
                     Step::Plumb(n) => {
-                        if let Some((addresses, since)) = given.remove(&n) {
-                            if now < since + Duration::from_secs(20) && !kernel.contains_key(&n) {
+                        if let Some((addresses, since)) = given.remove(&n)
+                            && now < since + Duration::from_secs(20) && !kernel.contains_key(&n) {
                                 let in_use = kernel.values().flatten().any(|a| addresses.contains(a));
                                 prop_assert!(!in_use, "{addresses:?} given twice");
                                 kernel.insert(n, addresses);
                             }
-                        }
                         None
                     }
                     Step::Unplumb(n) => {

@@ -29,7 +29,7 @@ pub(super) fn open(name: &str, count: usize, offloads: &mut Offloads) -> Result<
     match link::inspect(name).map_err(failed("looking for the interface"))? {
         Link::Absent | Link::Tun { usable: true, .. } => {}
         Link::Tun { index, .. } => {
-            link::delete(index).map_err(failed("deleting the TUN device with other flags"))?
+            link::delete(index).map_err(failed("deleting the TUN device with other flags"))?;
         }
         Link::Foreign(kind) => {
             return Err(StartError::Os {

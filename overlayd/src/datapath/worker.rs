@@ -199,7 +199,7 @@ impl Worker<'_> {
             for datagram in datagrams(&buffer[..arrival.length], arrival.segment) {
                 let verdict =
                     ingress.push(table, now_ms, arrival.from, arrival.ecn, datagram, &mut |frame| {
-                        inlet.write(frame)
+                        inlet.write(frame);
                     });
                 if let Err(reason) = verdict {
                     inlet.drops().add(reason, 1);

@@ -82,12 +82,12 @@ impl<'a> Fold<'a> {
                 self.prefix.key("pod-cidrs")
             ));
         }
-        if let (Some(mtu), true) = (self.config.mtu, pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6())) {
-            if mtu < IPV6_MTU {
-                return Err(format!(
-                    "Node {name} has an IPv6 pod CIDR, which needs an MTU of at least {IPV6_MTU}, but mtu is {mtu}"
-                ));
-            }
+        if let (Some(mtu), true) = (self.config.mtu, pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6()))
+            && mtu < IPV6_MTU
+        {
+            return Err(format!(
+                "Node {name} has an IPv6 pod CIDR, which needs an MTU of at least {IPV6_MTU}, but mtu is {mtu}"
+            ));
         }
         let mac = self.own_mac(node);
         Ok(Own { name: name.clone(), pod_cidrs, underlay_v4: only_v4(v4), underlay_v6: only_v6(v6), mac })
@@ -140,10 +140,10 @@ impl<'a> Fold<'a> {
                     format!("announces VNI {vni}, but this daemon is configured with vni {ours}"),
                 );
             }
-            if let (Some(first), Some(other)) = (mac, data.mac) {
-                if first != other {
-                    self.refuse(node, format!("announces VtepMAC {other} for IPv6, but {first} serves both"));
-                }
+            if let (Some(first), Some(other)) = (mac, data.mac)
+                && first != other
+            {
+                self.refuse(node, format!("announces VtepMAC {other} for IPv6, but {first} serves both"));
             }
             mac = mac.or(data.mac);
         }
@@ -332,10 +332,11 @@ impl<'a> Fold<'a> {
     fn contradiction(&self, cidr: IpNet) -> Option<String> {
         let (first, last) = (key(cidr.network()), key(cidr.broadcast()));
         // Believed ranges are disjoint, so only the last one that begins at or before our end can overlap.
-        if let Some((_, (end, other, holder))) = self.cidrs.range(..=last).next_back() {
-            if key(other.network()).0 == first.0 && *end >= first.1 {
-                return Some(format!("pod CIDR {cidr} overlaps {other} of {}", self.called(holder)));
-            }
+        if let Some((_, (end, other, holder))) = self.cidrs.range(..=last).next_back()
+            && key(other.network()).0 == first.0
+            && *end >= first.1
+        {
+            return Some(format!("pod CIDR {cidr} overlaps {other} of {}", self.called(holder)));
         }
         let (address, holder) = self.underlays.range(first..=last).next()?;
         let address = address_of(*address);

@@ -124,7 +124,7 @@ fn annotations_come_before_spec_and_status() {
         mac: "c2:11:22:33:44:55".parse().unwrap(),
         pod_cidrs: nets(&["10.244.1.0/24", "fd00:1::/64"]),
     };
-    assert_eq!(with_own(std::slice::from_ref(&a)).peers[0].paths, [path.clone()]);
+    assert_eq!(with_own(std::slice::from_ref(&a)).peers[0].paths, std::slice::from_ref(&path));
     let a = a.with("public-ip-overwrite", "203.0.113.5");
     assert_eq!(with_own(&[a]).peers[0].paths, [PeerPath { underlay: ip("203.0.113.5"), ..path }]);
 }

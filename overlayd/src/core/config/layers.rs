@@ -160,9 +160,12 @@ fn unknown(what: &str, suggestion: Option<String>) -> String {
     }
 }
 
+/// A key of the file with its text, or with what is wrong with the shape of its value.
+type Entry = (String, Read<String>);
+
 /// Entries in the order of the file, each with its text or what is wrong with the shape of its value;
 /// or the place and the cause, if the whole is not a YAML mapping.
-fn parse_file(text: &str) -> Result<Vec<(String, Read<String>)>, (String, String)> {
+fn parse_file(text: &str) -> Result<Vec<Entry>, (String, String)> {
     // A number is text to us: what stands there is kept as far as the parser lets us, and words such as
     // `off` are not truth values.
     let options = serde_saphyr::options! {
