@@ -1,5 +1,7 @@
 //! Tests that need root or a second process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod cleanup;
 mod config;
 mod corpus;
