@@ -562,6 +562,18 @@ impl Host {
         self.change(Step::Nft { space: self.space.clone(), change });
     }
 
+    /// Makes an `inet` table that nobody else may change while the returned process runs.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn own_nft_table(&self, table: &str) -> Process {
+        let process = self.tool("nft-own").arg(table).spawn();
+        process.wait_stdout(|line| line == "owning");
+        process
+    }
+
     /// Links, addresses, routes, permanent neighbours, rules, set elements and sysctls, one line each, without anything
     /// that changes by itself: to compare two moments by.
     ///

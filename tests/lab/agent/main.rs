@@ -50,6 +50,8 @@ enum Tool {
     Dump,
     /// Prints kernel objects in a form that can be compared.
     Objects { device: String },
+    /// Makes an nftables table that nobody else may change, until standard input ends.
+    NftOwn { table: String },
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -107,6 +109,7 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
         Tool::Objects { device } => objects::objects(&device),
+        Tool::NftOwn { table } => nft::own(&table),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),

@@ -33,6 +33,8 @@ const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 /// `NF_INET_FORWARD`.
 const HOOK_FORWARD: u32 = 2;
+/// `NFT_TABLE_F_OWNER`: the table belongs to the socket that made it, and goes with it.
+const OWNER: u32 = 2;
 
 /// Carries it out in the calling thread's namespace.
 pub(crate) fn change(change: &NftChange) -> Result<()> {
@@ -137,8 +139,21 @@ fn verdict(payload: &[u8]) -> Result<()> {
     }
 }
 
-fn transaction(changes: Vec<(u16, NftFamily, Vec<u8>)>) -> Result<()> {
+/// Makes an `inet` table that nobody else may change, and holds it until standard input ends.
+pub(crate) fn own(table: &str) -> Result<()> {
     let socket = open()?;
+    let body = [text(1, table), attribute(2, &OWNER.to_be_bytes())].concat();
+    transact(&socket, vec![(NEW_TABLE, NftFamily::Inet, body)]).context("own the table")?;
+    println!("owning");
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
+}
+
+fn transaction(changes: Vec<(u16, NftFamily, Vec<u8>)>) -> Result<()> {
+    transact(&open()?, changes)
+}
+
+fn transact(socket: &Socket, changes: Vec<(u16, NftFamily, Vec<u8>)>) -> Result<()> {
     let marker = [0, 0, 0, SUBSYSTEM as u8];
     let mut bytes = frame(BATCH[0], 0, 0, marker, &[]);
     let mut last = 0;
