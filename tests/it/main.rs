@@ -1,12 +1,17 @@
 //! Tests that need root or a second process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod cleanup;
 mod config;
 mod corpus;
 mod deploy;
+mod egress;
 mod heal;
+mod hostile;
 mod lab;
 mod metrics;
+mod mtu;
 mod nodes;
 mod operate;
 mod overlay;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::core::Core;
+use crate::firewall;
 use crate::must;
 use crate::packet;
 use crate::process::{Command, Output, PATIENCE, Process};
@@ -351,8 +352,18 @@ impl Host {
     /// If the kernel does not take it.
     #[track_caller]
     pub fn inject(&self, ip_packet: &[u8]) {
-        let hex: String = ip_packet.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.tool("inject").arg(hex).run();
+        self.inject_all(&[ip_packet.to_vec()]);
+    }
+
+    /// Sends IP packets as they are, one after the other in this order.
+    ///
+    /// # Panics
+    /// If the kernel does not take one.
+    #[track_caller]
+    pub fn inject_all(&self, ip_packets: &[Vec<u8>]) {
+        let hex =
+            |packet: &Vec<u8>| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.tool("inject").stdin(ip_packets.iter().map(hex).collect::<String>()).run();
     }
 
     /// Sends a UDP datagram from any source address and port.
@@ -583,6 +594,34 @@ impl Host {
     #[track_caller]
     pub fn objects(&self) -> Vec<String> {
         self.tool("objects").arg("ovl0").run().lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// Adds somebody else's nf_tables table.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_table(&self, table: &firewall::Table) {
+        self.tool("firewall-apply").stdin(table.transaction()).run();
+    }
+
+    /// Deletes a table of the `inet` family, whose ever it is.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_table(&self, table: &str) {
+        self.tool("firewall-apply").stdin(firewall::deletion(table)).run();
+    }
+
+    /// Every nf_tables table, chain, rule and set, in the kernel's order.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn firewall(&self) -> Vec<firewall::Object> {
+        must(self.tool("firewall-dump").try_json())
     }
 
     /// Links, addresses, routes, rules and counters, for people.
