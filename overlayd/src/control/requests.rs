@@ -57,6 +57,7 @@ impl Control {
             None => leases.allocate(attachment, now),
             Some(taken) => leases.taken(attachment, taken, now),
         };
+        self.publish_due = true;
         match given {
             Ok(addresses) => {
                 Reply::Leased(Lease { addresses: addresses.into_iter().map(with_gateway).collect(), mtu })
