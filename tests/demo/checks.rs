@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use overlayd::core::status::Status;
+use tests::traffic::Flood;
 use tests::{Host, Lab, Pod, Server, eventually};
 
 use crate::report::Report;
@@ -12,6 +13,10 @@ use crate::report::Report;
 const MEASURE: f64 = 1.5;
 /// Datagrams of one packet-rate measurement.
 const DATAGRAMS: u64 = 150_000;
+
+/// An overlay that reaches less than this share of a plain route has lost its offloads: one packet per system call
+/// measures about 0.05, all offloads in place 0.3 and more.
+const FLOOR: f64 = 0.1;
 
 /// The lab with everything running.
 #[derive(Debug)]
@@ -74,7 +79,8 @@ pub(crate) fn matrix(world: &World<'_>, report: &mut Report) {
         let family = if *v4 { "IPv4" } else { "IPv6" };
         report.heading(&format!("Who reaches whom over {family}, by TCP and UDP, and as whom"));
         let names: String = servers.iter().map(|server| format!(" {:^7}", short(server))).collect();
-        report.line(&format!("  {:<24}{names} {:^7}  seen as", "from \\ to", "outside"));
+        let width = if *v4 { 24 } else { 48 };
+        report.line(&format!("  {:<width$}{names} {:^7}  seen as", "from \\ to", "outside"));
         let pods = world.pods.iter().map(|(node, pod)| (*node, &**pod, true));
         let nodes = world.lab.nodes().iter().enumerate().map(|(index, node)| (index, &**node, false));
         for (node, host, is_pod) in pods.chain(nodes) {
@@ -123,7 +129,8 @@ fn row(world: &World<'_>, report: &mut Report, row: &Row<'_>) {
     let first = row.host.addresses().iter().find(|address| address.is_ipv4() == row.v4);
     let name = format!("{:<7}{}", short(row.host), first.map(ToString::to_string).unwrap_or_default());
     let seen = report.dim(&format!("pods: {}; outside: {}", join(&inside_seen), join(&outside_seen)));
-    report.line(&format!("  {name:<24}{cells} {seen}"));
+    let width = if row.v4 { 24 } else { 48 };
+    report.line(&format!("  {name:<width$}{cells} {seen}"));
 }
 
 fn probe(
@@ -228,36 +235,30 @@ pub(crate) fn speed(world: &World<'_>, report: &mut Report) {
         )
     });
     let Some(([tcp, plain_tcp], [udp, plain_udp], [rtt, plain_rtt])) = measured else { return };
-    report.line(&format!("    {:<44} {:>12} {:>12}", "", "overlayd", "no tunnel"));
+    report.line(&format!("    {:<44} {:>16} {:>16}", "", "overlayd", "no tunnel"));
     let compare = |report: &mut Report, name: &str, ok: bool, a: String, b: String| {
-        report.line(&format!("  {} {name:<44} {a:>12} {b:>12}", report.mark(ok)));
+        report.line(&format!("  {} {name:<44} {a:>16} {b:>16}", report.mark(ok)));
         report.keep(name.to_owned(), ok, format!("overlayd {a}, without a tunnel {b}"));
     };
     compare(
         report,
         "TCP throughput, one stream, Gbit/s",
-        tcp.gbit_per_second > 0.0,
+        tcp.gbit_per_second > plain_tcp.gbit_per_second * FLOOR,
         format!("{:.2}", tcp.gbit_per_second),
         format!("{:.2}", plain_tcp.gbit_per_second),
     );
+    let rate = |flood: &Flood| format!("{:.0} ({:.1} %)", flood.packets_per_second, flood.loss() * 100.0);
     compare(
         report,
-        "UDP of 64 bytes, packets/s received",
-        udp.received > 0,
-        format!("{:.0}", udp.packets_per_second),
-        format!("{:.0}", plain_udp.packets_per_second),
-    );
-    compare(
-        report,
-        "  of these lost (unpaced), %",
-        true,
-        format!("{:.1}", udp.loss() * 100.0),
-        format!("{:.1}", plain_udp.loss() * 100.0),
+        "UDP of 64 bytes, packets/s received (lost)",
+        udp.packets_per_second > plain_udp.packets_per_second * FLOOR,
+        rate(&udp),
+        rate(&plain_udp),
     );
     compare(
         report,
         "round trip, median, microseconds",
-        rtt.count > 0,
+        rtt.p50_us < 5_000.0,
         format!("{:.0}", rtt.p50_us),
         format!("{:.0}", plain_rtt.p50_us),
     );
@@ -277,6 +278,11 @@ pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
             leases.sort();
             leases
         };
+        let added = [local.container_id(), neighbour.container_id()];
+        eventually("the daemon lists the leases of both pods", Duration::from_secs(5), || {
+            let leases = node.status().leases;
+            added.iter().all(|id| leases.iter().any(|lease| lease.container == *id))
+        });
         let before = leases(node.status());
         let (across, within) = (local.tcp_stream(far.v4()), local.udp_stream(near.v4()));
         across.wait_echoes(20);
@@ -329,5 +335,8 @@ pub(crate) fn restart(world: &World<'_>, report: &mut Report) {
             )
         }),
     );
-    report.check("pods keep their addresses", before == after, format!("{} leases", after.len()));
+    let kept = before == after;
+    let detail =
+        if kept { format!("{} leases", after.len()) } else { format!("before {before:?}, after {after:?}") };
+    report.check("pods keep their addresses", kept, detail);
 }

@@ -19,6 +19,7 @@ pub struct Binaries {
 #[derive(Debug)]
 struct Target {
     directory: PathBuf,
+    is_test: bool,
     profile: String,
     triple: Option<String>,
     artifacts: PathBuf,
@@ -62,7 +63,8 @@ impl Binaries {
 fn target() -> Result<Target> {
     let program = env::current_exe().context("where is this program")?;
     let mut artifacts = program.parent().context("a program without a directory")?.to_owned();
-    if artifacts.file_name().is_some_and(|name| name == "deps") {
+    let is_test = artifacts.file_name().is_some_and(|name| name == "deps");
+    if is_test {
         artifacts.pop();
     }
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -78,7 +80,7 @@ fn target() -> Result<Target> {
         triple = name(&directory);
         directory.pop();
     }
-    Ok(Target { directory, profile, triple, artifacts })
+    Ok(Target { directory, is_test, profile, triple, artifacts })
 }
 
 fn build() -> Result<Binaries> {
@@ -93,6 +95,10 @@ fn build() -> Result<Binaries> {
     cargo.args(["--profile", &target.profile]).arg("--target-dir").arg(&target.directory);
     if let Some(triple) = &target.triple {
         cargo.args(["--target", triple]);
+    }
+    // People who run the demo want to see progress; a test's output is for the test.
+    if target.is_test {
+        cargo.arg("--quiet");
     }
     let status = cargo.stdin(Stdio::null()).stdout(Stdio::null()).status().context("run cargo build")?;
     if !status.success() {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::core::Core;
+use crate::firewall;
 use crate::must;
 use crate::packet;
 use crate::process::{Command, Output, PATIENCE, Process};
@@ -138,6 +139,24 @@ impl Host {
         self.tool("cat").arg(path).output().success()
     }
 
+    /// Puts a symbolic link in the place of whatever has this path, by a rename.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[track_caller]
+    pub fn symlink(&self, target: &str, path: &str) {
+        self.tool("symlink").arg(target).arg(path).run();
+    }
+
+    /// Deletes a file.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn remove_file(&self, path: &str) {
+        self.tool("remove").arg(path).run();
+    }
+
     /// Starts a TCP and UDP server on all its addresses, on a free port; ready when this returns.
     ///
     /// # Panics
@@ -239,13 +258,13 @@ impl Host {
         self.stream("tcp-stream", server, Duration::from_secs(30))
     }
 
-    /// Datagrams that echo every 10 ms until [`Running::stop`]. One that is not back after 200 ms is lost.
+    /// Datagrams that echo every 10 ms until [`Running::stop`]. One that is not back after 1 s is lost.
     ///
     /// # Panics
     /// If it cannot start.
     #[track_caller]
     pub fn udp_stream(&self, server: SocketAddr) -> Running {
-        self.stream("udp-stream", server, Duration::from_millis(200))
+        self.stream("udp-stream", server, Duration::from_secs(1))
     }
 
     #[track_caller]
@@ -333,8 +352,18 @@ impl Host {
     /// If the kernel does not take it.
     #[track_caller]
     pub fn inject(&self, ip_packet: &[u8]) {
-        let hex: String = ip_packet.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.tool("inject").arg(hex).run();
+        self.inject_all(&[ip_packet.to_vec()]);
+    }
+
+    /// Sends IP packets as they are, one after the other in this order.
+    ///
+    /// # Panics
+    /// If the kernel does not take one.
+    #[track_caller]
+    pub fn inject_all(&self, ip_packets: &[Vec<u8>]) {
+        let hex =
+            |packet: &Vec<u8>| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.tool("inject").stdin(ip_packets.iter().map(hex).collect::<String>()).run();
     }
 
     /// Sends a UDP datagram from any source address and port.
@@ -459,7 +488,25 @@ impl Host {
     /// If there is none.
     #[track_caller]
     pub fn delete_route(&self, destination: IpNet) {
-        self.change(Step::DeleteRoute { space: self.space.clone(), destination });
+        self.change(Step::DeleteRoute { space: self.space.clone(), destination, metric: None });
+    }
+
+    /// Deletes the routes of one metric to this destination in table main.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_route_of_metric(&self, destination: IpNet, metric: u32) {
+        self.change(Step::DeleteRoute { space: self.space.clone(), destination, metric: Some(metric) });
+    }
+
+    /// Adds an unreachable route (protocol static, table main).
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_unreachable(&self, destination: IpNet, metric: u32) {
+        self.change(Step::Unreachable { space: self.space.clone(), destination, metric });
     }
 
     /// Makes a kernel vxlan device: a leftover in the daemon's way.
@@ -547,6 +594,34 @@ impl Host {
     #[track_caller]
     pub fn objects(&self) -> Vec<String> {
         self.tool("objects").arg("ovl0").run().lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// Adds somebody else's nf_tables table.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_table(&self, table: &firewall::Table) {
+        self.tool("firewall-apply").stdin(table.transaction()).run();
+    }
+
+    /// Deletes a table of the `inet` family, whose ever it is.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_table(&self, table: &str) {
+        self.tool("firewall-apply").stdin(firewall::deletion(table)).run();
+    }
+
+    /// Every nf_tables table, chain, rule and set, in the kernel's order.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn firewall(&self) -> Vec<firewall::Object> {
+        must(self.tool("firewall-dump").try_json())
     }
 
     /// Links, addresses, routes, rules and counters, for people.

@@ -33,6 +33,7 @@ impl Command {
     }
 
     /// One more argument.
+    #[expect(clippy::needless_pass_by_value, reason = "words and numbers read better without &")]
     pub fn arg(mut self, arg: impl ToString) -> Self {
         self.argv.push(arg.to_string());
         self
@@ -45,6 +46,7 @@ impl Command {
     }
 
     /// An environment variable on top of the test's own.
+    #[expect(clippy::needless_pass_by_value, reason = "words and numbers read better without &")]
     pub fn env(mut self, key: &str, value: impl ToString) -> Self {
         self.env.push((key.to_owned(), value.to_string()));
         self

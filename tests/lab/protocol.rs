@@ -139,12 +139,23 @@ pub enum Step {
         /// Link, if there is no next hop on a connected network.
         link: Option<String>,
     },
-    /// Deletes every route to this destination in table main.
+    /// Adds an unreachable route (table main, protocol static).
+    Unreachable {
+        /// In which space.
+        space: String,
+        /// Destination.
+        destination: IpNet,
+        /// Metric.
+        metric: u32,
+    },
+    /// Deletes routes to this destination in table main.
     DeleteRoute {
         /// In which space.
         space: String,
         /// Destination.
         destination: IpNet,
+        /// Only those of this metric.
+        metric: Option<u32>,
     },
     /// Sets a link up or down.
     State {

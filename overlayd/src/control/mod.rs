@@ -77,6 +77,7 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
             () = changed.notified() => control.on_kernel(),
             Some(event) = news.rare.recv() => control.on_datapath(event),
             Some(event) = news.path_mtus.recv() => control.on_datapath(event),
+            () = control.board.asked() => control.publish_due = true,
             _ = tick.tick() => control.on_tick(),
             () = wait_until(due) => {}
         }

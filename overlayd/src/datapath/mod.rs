@@ -1,7 +1,9 @@
 //! Threads that move packets between the TUN device and the UDP sockets.
 //!
-//!     pod -> kernel -> TUN queue -> worker: encap -> UDP_SEGMENT == peer
-//!     peer == UDP_GRO -> worker: decap, coalesce -> TUN queue -> kernel -> pod
+//! ```text
+//! pod -> kernel -> TUN queue -> worker: encap -> UDP_SEGMENT == peer
+//! peer == UDP_GRO -> worker: decap, coalesce -> TUN queue -> kernel -> pod
+//! ```
 //!
 //! Super-packets of up to 64 KiB cross each system call in both directions; what is decided about them, and all byte work,
 //! is `core::forward`. There are as many workers as configured, each with its own TUN queue and its own receiving socket per

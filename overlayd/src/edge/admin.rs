@@ -1,7 +1,7 @@
 //! Health, readiness, metrics and status over HTTP, on a TCP address and on a unix socket.
 //!
-//! Everything is answered from the [`Board`]: a control loop that hangs cannot make this hang, and a flood of
-//! requests cannot slow the control loop.
+//! Everything is answered from the [`Board`]: a control loop that hangs cannot make this hang. Status and metrics ask for a
+//! new snapshot first; however many ask at once, the loop makes one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ async fn healthz(State(board): State<Arc<Board>>) -> Response {
 }
 
 async fn readyz(State(board): State<Arc<Board>>) -> Response {
-    let status = board.status();
+    let status = board.fresh_status().await;
     let reasons: Vec<String> = stalled(&board).into_iter().chain(status.not_ready_reasons.clone()).collect();
     if status.ready && reasons.is_empty() {
         return (StatusCode::OK, "ok\n").into_response();
@@ -79,14 +79,14 @@ async fn readyz(State(board): State<Arc<Board>>) -> Response {
 }
 
 async fn metrics_page(State(board): State<Arc<Board>>) -> Response {
-    match metrics::render(&board.status()) {
+    match metrics::render(&*board.fresh_status().await) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
 async fn status(State(board): State<Arc<Board>>) -> Response {
-    match serde_json::to_string_pretty(&*board.status()) {
+    match serde_json::to_string_pretty(&*board.fresh_status().await) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text + "\n").into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

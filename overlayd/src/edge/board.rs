@@ -5,16 +5,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::core::status::Status;
 
 /// A heartbeat older than this means that the control loop hangs.
 pub const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 
-/// The latest snapshot and the time of the loop's last turn. Readers never wait for the writer.
+/// How long a reader waits for a snapshot of its own moment before it takes the last one. A part of the second
+/// within which `overlayd status` must answer.
+const FRESH_LIMIT: Duration = Duration::from_millis(300);
+
+/// The latest snapshot and the time of the loop's last turn. A reader can ask for a new snapshot, but never waits long
+/// for the writer.
 #[derive(Debug)]
 pub struct Board {
     status: ArcSwap<Status>,
+    asked: Notify,
+    pinned: Notify,
     epoch: Instant,
     beat_ms: AtomicU64,
 }
@@ -23,12 +31,32 @@ impl Board {
     /// A board whose heart beats now.
     #[must_use]
     pub fn new(status: Status) -> Self {
-        Self { status: ArcSwap::from_pointee(status), epoch: Instant::now(), beat_ms: AtomicU64::new(0) }
+        Self {
+            status: ArcSwap::from_pointee(status),
+            asked: Notify::new(),
+            pinned: Notify::new(),
+            epoch: Instant::now(),
+            beat_ms: AtomicU64::new(0),
+        }
     }
 
     /// Pins another snapshot.
     pub fn publish(&self, status: Status) {
         self.status.store(Arc::new(status));
+        self.pinned.notify_waiters();
+    }
+
+    /// Returns once somebody wants a new snapshot.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// A snapshot made after this call, or the latest one if the loop does not make one in time.
+    pub async fn fresh_status(&self) -> Arc<Status> {
+        let pinned = self.pinned.notified();
+        self.asked.notify_one();
+        let _ = tokio::time::timeout(FRESH_LIMIT, pinned).await;
+        self.status()
     }
 
     /// The latest snapshot.
@@ -47,5 +75,31 @@ impl Board {
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
         self.epoch.elapsed().saturating_sub(Duration::from_millis(self.beat_ms.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(node: &str) -> Status {
+        Status { node: node.to_owned(), ..Status::default() }
+    }
+
+    #[tokio::test]
+    async fn who_asks_gets_a_snapshot_made_after_the_question() {
+        let board = Arc::new(Board::new(named("old")));
+        let writer = Arc::clone(&board);
+        tokio::spawn(async move {
+            writer.asked().await;
+            writer.publish(named("new"));
+        });
+        assert_eq!(board.fresh_status().await.node, "new");
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_hangs_leaves_the_last_snapshot() {
+        let board = Board::new(named("old"));
+        assert_eq!(board.fresh_status().await.node, "old");
     }
 }

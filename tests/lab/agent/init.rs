@@ -119,7 +119,7 @@ fn enter_lab_spaces() -> Result<()> {
 fn be_process_one(control: OwnedFd, host_netns: u64) -> Result<()> {
     // SAFETY: this process has one thread.
     match unsafe { fork() }.context("fork the lab's server")? {
-        ForkResult::Child => serve(control, host_netns),
+        ForkResult::Child => serve(&control, host_netns),
         ForkResult::Parent { child } => {
             drop(control);
             let null = fs::File::open("/dev/null")?;
@@ -137,7 +137,7 @@ fn be_process_one(control: OwnedFd, host_netns: u64) -> Result<()> {
     }
 }
 
-fn serve(control: OwnedFd, host_netns: u64) -> Result<()> {
+fn serve(control: &OwnedFd, host_netns: u64) -> Result<()> {
     // The duplicate on descriptor 0 would keep nothing alive, but children must not inherit it.
     nix::unistd::dup2_stdin(fs::File::open("/dev/null")?)?;
     let spaces = Arc::new(Spaces::default());
@@ -145,14 +145,14 @@ fn serve(control: OwnedFd, host_netns: u64) -> Result<()> {
     match ready {
         Ok(space) => {
             spaces.insert(ROOT.into(), space);
-            send(&control, &Answer::Done, &[])?;
+            send(control, &Answer::Done, &[])?;
         }
         Err(error) => {
-            send(&control, &Answer::Failed(format!("{error:#}")), &[])?;
+            send(control, &Answer::Failed(format!("{error:#}")), &[])?;
             return Ok(());
         }
     }
-    while let Some((request, fds)) = receive::<Request>(&control)? {
+    while let Some((request, fds)) = receive::<Request>(control)? {
         let spaces = Arc::clone(&spaces);
         std::thread::Builder::new()
             .name("request".into())

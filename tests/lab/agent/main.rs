@@ -2,6 +2,7 @@
 //! tool that tests run there. Not meant to be started by hand.
 
 mod dump;
+mod firewall;
 mod init;
 mod ioctl;
 mod net;
@@ -43,6 +44,10 @@ enum Tool {
     Put { path: PathBuf },
     /// Prints a file.
     Cat { path: PathBuf },
+    /// Puts a symbolic link in the place of whatever has this path, by a rename.
+    Symlink { target: PathBuf, path: PathBuf },
+    /// Deletes a file.
+    Remove { path: PathBuf },
     /// Prints links, addresses, routes, rules and counters.
     Dump,
     /// Prints kernel objects in a form that can be compared.
@@ -55,6 +60,10 @@ enum Tool {
     },
     /// Makes an nftables table that nobody else may change, until standard input ends.
     NftOwn { table: String },
+    /// Carries out the nf_tables transaction on standard input.
+    FirewallApply,
+    /// Prints all nf_tables objects.
+    FirewallDump,
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -75,8 +84,8 @@ enum Tool {
     Rtt { server: SocketAddr, count: u32 },
     /// ICMP echo.
     Ping { target: IpAddr, size: usize, count: u32, time_ms: u64 },
-    /// Sends one IP packet given in hex.
-    Inject { packet: String },
+    /// Sends the IP packets on standard input, each a line of hex, in order.
+    Inject,
     /// Collects packets on an interface until standard input ends.
     Sniff { interface: String },
     /// Carries frames between two interfaces, with losses.
@@ -108,10 +117,14 @@ fn run(tool: Tool) -> Result<()> {
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(io::stdout().write_all(&bytes)?)
         }
+        Tool::Symlink { target, path } => symlink(&target, &path),
+        Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
         Tool::Objects { device } => objects::objects(&device),
         Tool::Bounded { capability, argv } => bounded(capability, &argv),
         Tool::NftOwn { table } => nft::own(&table),
+        Tool::FirewallApply => firewall::apply(),
+        Tool::FirewallDump => firewall::dump(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),
@@ -132,7 +145,7 @@ fn run(tool: Tool) -> Result<()> {
         }
         Tool::Rtt { server, count } => traffic::udp::rtt(server, count),
         Tool::Ping { target, size, count, time_ms } => traffic::raw::ping(target, size, count, ms(time_ms)),
-        Tool::Inject { packet } => traffic::raw::inject(&packet),
+        Tool::Inject => traffic::raw::inject(),
         Tool::Sniff { interface } => traffic::sniff::sniff(&interface),
         Tool::Relay { left, right, drop, duplicate, reorder, seed } => {
             traffic::relay::relay(&left, &right, Harm { drop, duplicate, reorder, seed })
@@ -158,6 +171,13 @@ fn bounded(capability: u32, argv: &[String]) -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("set no_new_privs")?;
     let (program, args) = argv.split_first().context("no program given")?;
     Err(std::process::Command::new(program).args(args).exec()).with_context(|| format!("become {program}"))
+}
+
+fn symlink(target: &std::path::Path, path: &std::path::Path) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    std::os::unix::fs::symlink(target, &aside).with_context(|| format!("link {}", path.display()))?;
+    fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
 }
 
 fn put(path: &std::path::Path) -> Result<()> {

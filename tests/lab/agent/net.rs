@@ -63,6 +63,7 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Address { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
+    | Step::Unreachable { space, .. }
     | Step::State { space, .. }
     | Step::Mtu { space, .. }
     | Step::Delete { space, .. }
@@ -117,7 +118,19 @@ pub(crate) fn inside(step: Step) -> Result<()> {
                 onlink: false,
             })?;
         }
-        Step::DeleteRoute { destination, .. } => delete_routes(&mut netlink, destination)?,
+        Step::Unreachable { destination, metric, .. } => netlink.add_route(&Route {
+            destination,
+            table: TABLE_MAIN,
+            metric,
+            kind: RouteKind::Unreachable,
+            protocol: PROTOCOL_STATIC,
+            link: None,
+            gateway: None,
+            source: None,
+            mtu: None,
+            onlink: false,
+        })?,
+        Step::DeleteRoute { destination, metric, .. } => delete_routes(&mut netlink, destination, metric)?,
         Step::State { link: name, up, .. } => {
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_up(index, up)?;
@@ -152,8 +165,12 @@ pub(crate) fn inside(step: Step) -> Result<()> {
     Ok(())
 }
 
-fn delete_routes(netlink: &mut Netlink, destination: IpNet) -> Result<()> {
-    let ours = |route: &Route| route.destination == destination && route.table == TABLE_MAIN;
+fn delete_routes(netlink: &mut Netlink, destination: IpNet, metric: Option<u32>) -> Result<()> {
+    let ours = |route: &Route| {
+        route.destination == destination
+            && route.table == TABLE_MAIN
+            && metric.is_none_or(|metric| metric == route.metric)
+    };
     let routes: Vec<Route> = netlink.routes()?.into_iter().filter(ours).collect();
     anyhow::ensure!(!routes.is_empty(), "no route to {destination}");
     for route in &routes {
