@@ -1,5 +1,7 @@
 //! What an operator sees: health, readiness, status, the end of the daemon, its log, and what it costs when idle.
 
+#![expect(clippy::unwrap_used, reason = "what surprises a test's helper fails the test")]
+
 use std::time::{Duration, Instant};
 
 use overlayd::core::status::Status;
@@ -71,6 +73,9 @@ fn a_daemon_that_cannot_set_its_rules_is_not_ready_until_it_can() {
     let owner = node.own_nft_table("overlayd");
     node.launch_daemon(&[]);
     await_red(&node, &["kernel state"]);
+    await_red(&node, &["times in a row"]);
+    let told = node.log().matches("cannot set the kernel state").count();
+    assert_eq!(told, 1, "the same failure is told once: {}", node.log());
     assert!(node.status().reconcile.failed > 0 && node.status().last_error.is_some());
     assert!(owner.running());
     drop(owner.finish());
