@@ -5,12 +5,15 @@ mod dump;
 mod init;
 mod ioctl;
 mod net;
+mod observe;
+mod socket;
 mod traffic;
 mod vxlan;
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +45,12 @@ enum Tool {
     Cat { path: PathBuf },
     /// Prints links, addresses, routes, rules and counters.
     Dump,
+    /// Prints permission bits (octal) and owner of a file.
+    Mode { path: PathBuf },
+    /// Opens connections to a unix socket and says next to nothing on them.
+    Loiter { path: PathBuf, count: usize, hex: String },
+    /// Prints links, addresses and routes as JSON.
+    Observe,
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -96,6 +105,13 @@ fn run(tool: Tool) -> Result<()> {
             Ok(io::stdout().write_all(&bytes)?)
         }
         Tool::Dump => dump::dump(),
+        Tool::Mode { path } => {
+            let found = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+            println!("{:o} {}", found.mode() & 0o7777, found.uid());
+            Ok(())
+        }
+        Tool::Loiter { path, count, hex } => socket::loiter(&path, count, &hex),
+        Tool::Observe => observe::observe(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),

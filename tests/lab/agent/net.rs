@@ -1,6 +1,7 @@
 //! The lab's network: links, addresses, routes, switches.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -61,6 +62,9 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Port { space, .. }
     | Step::Vxlan { space, .. }
     | Step::Address { space, .. }
+    | Step::DeleteAddress { space, .. }
+    | Step::Alias { space, .. }
+    | Step::VxlanPeer { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
     | Step::State { space, .. }
@@ -98,20 +102,24 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let index = link(&mut netlink, &name)?.index;
             netlink.add_address(index, net)?;
         }
+        Step::DeleteAddress { link: name, net, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.delete_address(index, net)?;
+        }
+        Step::Alias { link: name, text, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_alias(index, &text)?;
+        }
+        Step::VxlanPeer { link: name, mac, tunnel, node, pods, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            let mac: MacAddr = mac.parse().map_err(|error| anyhow!("{mac}: {error}"))?;
+            netlink.set_permanent_neighbour(index, tunnel, mac)?;
+            vxlan::forward(index, mac, node)?;
+            netlink.add_route(&Route { onlink: true, ..route_by(index, pods, Some(tunnel)) })?;
+        }
         Step::Route { destination, via, link: name, .. } => {
             let index = name.map(|name| link(&mut netlink, &name).map(|link| link.index)).transpose()?;
-            netlink.add_route(&Route {
-                destination,
-                table: TABLE_MAIN,
-                metric: 0,
-                kind: RouteKind::Unicast,
-                protocol: PROTOCOL_STATIC,
-                link: index,
-                gateway: via,
-                source: None,
-                mtu: None,
-                onlink: false,
-            })?;
+            netlink.add_route(&Route { link: index, ..route_by(0, destination, via) })?;
         }
         Step::DeleteRoute { destination, .. } => delete_routes(&mut netlink, destination)?,
         Step::State { link: name, up, .. } => {
@@ -133,6 +141,22 @@ pub(crate) fn inside(step: Step) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A route of table main, protocol static.
+fn route_by(link: u32, destination: IpNet, gateway: Option<IpAddr>) -> Route {
+    Route {
+        destination,
+        table: TABLE_MAIN,
+        metric: 0,
+        kind: RouteKind::Unicast,
+        protocol: PROTOCOL_STATIC,
+        link: Some(link),
+        gateway,
+        source: None,
+        mtu: None,
+        onlink: false,
+    }
 }
 
 fn delete_routes(netlink: &mut Netlink, destination: IpNet) -> Result<()> {
