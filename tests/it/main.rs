@@ -1,5 +1,6 @@
 //! Tests that need root or a second process.
 
+mod cni;
 mod corpus;
 mod lab;
 mod overlay;
