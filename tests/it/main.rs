@@ -4,4 +4,5 @@ mod cni;
 mod corpus;
 mod lab;
 mod overlay;
+mod static_build;
 mod tidy;
