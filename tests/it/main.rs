@@ -5,4 +5,5 @@ mod corpus;
 mod lab;
 mod overlay;
 mod static_build;
+mod stream;
 mod tidy;
