@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod cleanup;
+mod cni;
 mod config;
 mod corpus;
 mod deploy;
@@ -17,4 +18,6 @@ mod operate;
 mod overlay;
 mod readme;
 mod restart;
+mod static_build;
+mod stream;
 mod tidy;

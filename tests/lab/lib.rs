@@ -51,6 +51,7 @@ pub mod host;
 mod lab;
 pub mod manifest;
 pub mod node;
+pub mod observe;
 pub mod packet;
 pub mod pod;
 pub mod process;
@@ -62,7 +63,7 @@ pub mod wire_up;
 
 use std::time::{Duration, Instant};
 
-pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer};
+pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
 pub use lab::{Builder, Families, Lab, NodeSpec, Offloads};
 pub use manifest::Manifest;
 pub use node::Node;

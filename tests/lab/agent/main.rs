@@ -8,12 +8,15 @@ mod ioctl;
 mod net;
 mod nft;
 mod objects;
+mod observe;
 mod rtnetlink;
+mod socket;
 mod traffic;
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -64,6 +67,12 @@ enum Tool {
     FirewallApply,
     /// Prints all nf_tables objects.
     FirewallDump,
+    /// Prints permission bits (octal) and owner of a file.
+    Mode { path: PathBuf },
+    /// Opens connections to a unix socket and says next to nothing on them.
+    Loiter { path: PathBuf, count: usize, hex: String },
+    /// Prints links, addresses and routes as JSON.
+    Observe,
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -125,6 +134,13 @@ fn run(tool: Tool) -> Result<()> {
         Tool::NftOwn { table } => nft::own(&table),
         Tool::FirewallApply => firewall::apply(),
         Tool::FirewallDump => firewall::dump(),
+        Tool::Mode { path } => {
+            let found = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+            println!("{:o} {}", found.mode() & 0o7777, found.uid());
+            Ok(())
+        }
+        Tool::Loiter { path, count, hex } => socket::loiter(&path, count, &hex),
+        Tool::Observe => observe::observe(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),
