@@ -189,6 +189,16 @@ impl Mixed {
         Self { lab, pod, kernel_pod }
     }
 
+    /// The longest packet in bytes that our node receives while the kernel's node sends a stream.
+    fn longest_of_kernel(&self) -> usize {
+        let server = self.pod.serve();
+        let sniffer = self.lab.node(1).sniff("eth0");
+        let _ = self.lab.node(2).tcp_upload(server.v4(), 1_000_000);
+        let seen = sniffer.stop();
+        let tunnelled = seen.iter().filter(|packet| packet.incoming && packet.destination_port == 8472);
+        tunnelled.map(|packet| packet.length).max().unwrap()
+    }
+
     fn talks(&self) {
         let (kernel, pod) = (self.lab.node(2), &self.pod);
         let (there, here) = (kernel.serve(), pod.serve());
@@ -216,7 +226,9 @@ impl Mixed {
 /// piece of up to 64 KiB.
 #[test]
 fn a_kernel_vxlan_node_is_a_peer_with_all_offloads() {
-    Mixed::start().talks();
+    let mixed = Mixed::start();
+    mixed.talks();
+    assert!(mixed.longest_of_kernel() > 10_000);
 }
 
 #[test]
@@ -224,4 +236,5 @@ fn a_kernel_vxlan_node_is_a_peer_without_checksum_offload() {
     let mixed = Mixed::start();
     mixed.lab.node(2).set_offloads("eth0", &[("tx-checksum-ip-generic", false)]);
     mixed.talks();
+    assert_eq!(mixed.longest_of_kernel(), 1500);
 }
