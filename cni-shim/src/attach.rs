@@ -134,7 +134,7 @@ impl Plumbing {
             })??;
         plumbing.host_side(index, lease, pod_mac)?;
         pod.connect(lease, host_mac)?;
-        pod.await_usable()?;
+        pod.await_usable(lease)?;
         Ok(plumbing)
     }
 
@@ -298,9 +298,9 @@ impl PodSide {
         }
     }
 
-    fn await_usable(&mut self) -> Result<(), CniError> {
+    fn await_usable(&mut self, lease: &Lease) -> Result<(), CniError> {
         let deadline = Instant::now() + USABLE_PATIENCE;
-        while let Some(missing) = self.missing()? {
+        while let Some(missing) = self.missing(lease)? {
             if Instant::now() > deadline {
                 let message = format!("link {} of the container {missing}", self.ifname);
                 return Err(CniError::new(Code::Plumbing, message));
@@ -311,12 +311,18 @@ impl PodSide {
     }
 
     /// What keeps the link from being used, if anything.
-    fn missing(&mut self) -> Result<Option<&'static str>, NetlinkError> {
+    fn missing(&mut self, lease: &Lease) -> Result<Option<&'static str>, NetlinkError> {
         if !self.netlink.link_is_running(self.index)? {
             return Ok(Some("does not come up"));
         }
-        let addresses = self.netlink.addresses()?;
-        let tentative = addresses.iter().any(|address| address.link == self.index && address.tentative);
+        if !has_v6(lease) {
+            return Ok(None);
+        }
+        // The kernel's own link-local address may take its time.
+        let leased = addresses(lease);
+        let tentative = self.netlink.addresses()?.iter().any(|address| {
+            address.link == self.index && address.tentative && leased.contains(&address.net.addr())
+        });
         Ok(tentative.then_some("has an address that stays tentative"))
     }
 }
