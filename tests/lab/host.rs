@@ -21,6 +21,10 @@ use crate::traffic::{Bulk, Flood, Http, Packet, Ping, RelayCounters, Rtt, Stream
 /// How long a single connection or echo may take before it counts as failed.
 const PROBE_TIME: Duration = Duration::from_secs(3);
 
+/// Datagrams that may be lost, one after the other, before a question for the source counts as unanswered: on a machine
+/// that does too much any queue may overflow. Loss is what [`Host::udp_stream`] and [`Host::udp_flood`] measure.
+const SOURCE_PROBES: u32 = 3;
+
 /// A place in the lab where programs run. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -336,11 +340,15 @@ impl Host {
     #[must_use]
     #[track_caller]
     pub fn udp_source(&self, server: SocketAddr) -> IpAddr {
-        let probe = self.udp(server, 128);
-        match probe.seen {
-            Some(seen) => seen.ip(),
-            None => panic!("{} gets no UDP answer from {server}: {probe:?}", self.label),
+        let mut unanswered = Vec::new();
+        for _ in 0..SOURCE_PROBES {
+            let probe = self.udp(server, 128);
+            match probe.seen {
+                Some(seen) => return seen.ip(),
+                None => unanswered.push(probe),
+            }
         }
+        panic!("{} gets no UDP answer from {server}: {unanswered:?}", self.label)
     }
 
     /// Datagrams one way, counted by the server; `per_second` 0 means as fast as it goes.
