@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::core::Core;
+use crate::firewall;
 use crate::must;
 use crate::packet;
 use crate::process::{Command, Output, PATIENCE, Process};
@@ -583,6 +584,34 @@ impl Host {
     #[track_caller]
     pub fn objects(&self) -> Vec<String> {
         self.tool("objects").arg("ovl0").run().lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// Adds somebody else's nf_tables table.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_table(&self, table: &firewall::Table) {
+        self.tool("firewall-apply").stdin(table.transaction()).run();
+    }
+
+    /// Deletes a table of the `inet` family, whose ever it is.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_table(&self, table: &str) {
+        self.tool("firewall-apply").stdin(firewall::deletion(table)).run();
+    }
+
+    /// Every nf_tables table, chain, rule and set, in the kernel's order.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn firewall(&self) -> Vec<firewall::Object> {
+        must(self.tool("firewall-dump").try_json())
     }
 
     /// Links, addresses, routes, rules and counters, for people.

@@ -36,6 +36,7 @@
 //! * [`Host`] (what node, pod, outside and root dereference to): `command`, `serve`, `tcp`, `tcp_source`,
 //!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`, and changes of
 //!   links, addresses and routes by hand.
+//! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
 //!
 //! Functions without `try_` panic with a sentence when their own work fails, and say so at the caller's line; what
@@ -45,6 +46,7 @@
 
 pub mod binaries;
 mod core;
+pub mod firewall;
 pub mod host;
 mod lab;
 pub mod manifest;

@@ -2,6 +2,7 @@
 //! tool that tests run there. Not meant to be started by hand.
 
 mod dump;
+mod firewall;
 mod init;
 mod ioctl;
 mod net;
@@ -52,6 +53,10 @@ enum Tool {
     Objects { device: String },
     /// Makes an nftables table that nobody else may change, until standard input ends.
     NftOwn { table: String },
+    /// Carries out the nf_tables transaction on standard input.
+    FirewallApply,
+    /// Prints all nf_tables objects.
+    FirewallDump,
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -72,8 +77,8 @@ enum Tool {
     Rtt { server: SocketAddr, count: u32 },
     /// ICMP echo.
     Ping { target: IpAddr, size: usize, count: u32, time_ms: u64 },
-    /// Sends one IP packet given in hex.
-    Inject { packet: String },
+    /// Sends the IP packets on standard input, each a line of hex, in order.
+    Inject,
     /// Collects packets on an interface until standard input ends.
     Sniff { interface: String },
     /// Carries frames between two interfaces, with losses.
@@ -110,6 +115,8 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Dump => dump::dump(),
         Tool::Objects { device } => objects::objects(&device),
         Tool::NftOwn { table } => nft::own(&table),
+        Tool::FirewallApply => firewall::apply(),
+        Tool::FirewallDump => firewall::dump(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),
@@ -130,7 +137,7 @@ fn run(tool: Tool) -> Result<()> {
         }
         Tool::Rtt { server, count } => traffic::udp::rtt(server, count),
         Tool::Ping { target, size, count, time_ms } => traffic::raw::ping(target, size, count, ms(time_ms)),
-        Tool::Inject { packet } => traffic::raw::inject(&packet),
+        Tool::Inject => traffic::raw::inject(),
         Tool::Sniff { interface } => traffic::sniff::sniff(&interface),
         Tool::Relay { left, right, drop, duplicate, reorder, seed } => {
             traffic::relay::relay(&left, &right, Harm { drop, duplicate, reorder, seed })
