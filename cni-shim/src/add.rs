@@ -11,6 +11,7 @@ use crate::call::{call, call_once, refused};
 use crate::conf::Conf;
 use crate::environment::{Sandbox, Target};
 use crate::error::{CniError, Code};
+use crate::log;
 use crate::netlink::Netlink;
 use crate::netns::Namespace;
 use crate::result::{Plumbed, to_json};
@@ -96,7 +97,7 @@ pub fn add(conf: Conf, target: Target, sandbox: &Sandbox) -> Result<Added, CniEr
 pub(crate) fn release(conf: &Conf, attachment: &Attachment, patience: Duration) {
     let request = Request::Release(attachment.clone());
     if let Err(error) = call_once(&conf.socket, &request, Instant::now() + patience) {
-        eprintln!("overlayd cni: the daemon was not told of the release: {error}");
+        log(format_args!("the daemon was not told of the release: {error}"));
     }
 }
 
@@ -124,7 +125,7 @@ fn build(conf: &Conf, attachment: &Attachment, namespace: &Namespace) -> Result<
             Ok(plumbing) => return Ok((plumbing, lease)),
             Err(Failure::Cni(error)) => return Err(error),
             Err(Failure::Taken(addresses)) => {
-                eprintln!("overlayd cni: {addresses:?} are in use on this host already, asking for others");
+                log(format_args!("{addresses:?} are in use on this host already, asking for others"));
                 taken.extend(&addresses);
                 request = Request::Taken { attachment: attachment.clone(), addresses };
             }

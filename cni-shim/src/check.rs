@@ -53,10 +53,7 @@ impl State {
 /// # Errors
 /// Code 103 naming every difference; 1 before version 0.4.0; 7 without a usable `prevResult`; 11 without a daemon.
 pub fn check(conf: &Conf, target: Target, sandbox: &Sandbox) -> Result<(), CniError> {
-    if conf.version < Version::V0_4_0 {
-        let message = format!("CHECK needs cniVersion 0.4.0 or later, this is {}", conf.version.as_str());
-        return Err(CniError::new(Code::IncompatibleVersion, message));
-    }
+    conf.require(Version::V0_4_0, "CHECK")?;
     conf.require_own_addresses()?;
     let previous = Previous::read(conf.previous.as_ref(), &target.ifname, &sandbox.path)?;
     let namespace = Namespace::open(sandbox)?;

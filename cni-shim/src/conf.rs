@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use wire::tag::is_identifier;
+use wire::tag::{is_identifier, is_interface_name};
 
+use crate::environment::Target;
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
@@ -36,6 +37,8 @@ pub struct Conf {
     pub dns: Option<Value>,
     /// `prevResult`.
     pub previous: Option<Value>,
+    /// `cni.dev/valid-attachments` or `cni.dev/attachments`; `None` if there is neither.
+    pub valid: Option<Vec<Target>>,
 }
 
 #[derive(Deserialize)]
@@ -48,6 +51,18 @@ struct Raw {
     dns: Option<Value>,
     #[serde(rename = "prevResult")]
     previous: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<RawAttachment>>,
+    /// The key that `libcni` used before the specification's, and sends beside it.
+    #[serde(rename = "cni.dev/attachments")]
+    valid_too: Option<Vec<RawAttachment>>,
+}
+
+#[derive(Deserialize)]
+struct RawAttachment {
+    #[serde(rename = "containerID")]
+    container: String,
+    ifname: String,
 }
 
 /// A configuration that was refused, and the version to answer in.
@@ -92,7 +107,21 @@ impl Conf {
         }
         let ipam = raw.ipam.as_ref().and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
         let ipam = ipam.filter(|kind| !kind.is_empty()).map(ToOwned::to_owned);
-        Ok(Self { version, network, socket, ipam, dns: raw.dns, previous: raw.previous })
+        let valid = valid_attachments(raw.valid, raw.valid_too).map_err(refuse)?;
+        Ok(Self { version, network, socket, ipam, dns: raw.dns, previous: raw.previous, valid })
+    }
+
+    /// Refuses a verb that is not of the configuration's version yet.
+    ///
+    /// # Errors
+    /// Code 1.
+    pub fn require(&self, version: Version, verb: &str) -> Result<(), CniError> {
+        if self.version >= version {
+            return Ok(());
+        }
+        let (least, held) = (version.as_str(), self.version.as_str());
+        let message = format!("{verb} needs cniVersion {least} or later, this is {held}");
+        Err(CniError::new(Code::IncompatibleVersion, message))
     }
 
     /// Refuses a configuration that hands address management to another plugin.
@@ -106,6 +135,25 @@ impl Conf {
         );
         Err(CniError::new(Code::InvalidConfig, message))
     }
+}
+
+/// Everything that either key lists. A malformed entry makes the list one that nothing may be deleted by.
+fn valid_attachments(
+    one: Option<Vec<RawAttachment>>,
+    other: Option<Vec<RawAttachment>>,
+) -> Result<Option<Vec<Target>>, CniError> {
+    if one.is_none() && other.is_none() {
+        return Ok(None);
+    }
+    let read = |RawAttachment { container, ifname }: RawAttachment| {
+        if is_identifier(&container) && is_interface_name(&ifname) {
+            return Ok(Target { container, ifname });
+        }
+        let message =
+            format!("cni.dev/valid-attachments lists {container:?} with {ifname:?}: not an attachment");
+        Err(CniError::new(Code::InvalidConfig, message))
+    };
+    one.into_iter().chain(other).flatten().map(read).collect::<Result<_, _>>().map(Some)
 }
 
 fn incompatible(version: Option<&str>) -> CniError {
@@ -187,7 +235,7 @@ mod tests {
 
     #[test]
     fn versions_are_matched_exactly() {
-        for version in ["", "0.1.0", "0.2.0", "0.3.0", "1.0", "1.1.0", "v1.0.0"] {
+        for version in ["", "0.1.0", "0.2.0", "0.3.0", "1.0", "1.1", "1.2.0", "v1.0.0"] {
             assert_eq!(
                 code(&json!({"cniVersion": version, "name": "n"})),
                 Code::IncompatibleVersion,
@@ -217,6 +265,32 @@ mod tests {
         let error = conf(json!({"type": "host-local"})).require_own_addresses().unwrap_err();
         assert_eq!(error.code, Code::InvalidConfig);
         assert!(error.message.contains("host-local"));
+    }
+
+    #[test]
+    fn attachments_of_both_keys_count_and_no_key_is_no_list() {
+        let conf = |key: &str, value: Value| {
+            let mut conf = json!({"cniVersion": "1.1.0", "name": "n"});
+            conf[key] = value;
+            conf
+        };
+        let both = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        let target = |container: &str| Target { container: container.into(), ifname: "eth0".into() };
+        assert_eq!(parse(&json!({"cniVersion": "1.1.0", "name": "n"})).unwrap().valid, None);
+        for key in both {
+            assert_eq!(parse(&conf(key, json!(null))).unwrap().valid, None);
+            assert_eq!(parse(&conf(key, json!([]))).unwrap().valid, Some(vec![]));
+            let list = json!([{"containerID": "c1", "ifname": "eth0", "more": 1}]);
+            assert_eq!(parse(&conf(key, list)).unwrap().valid, Some(vec![target("c1")]));
+            assert_eq!(code(&conf(key, json!([{"containerID": "c1"}]))), Code::Decode);
+            assert_eq!(
+                code(&conf(key, json!([{"containerID": "../c1", "ifname": "eth0"}]))),
+                Code::InvalidConfig
+            );
+        }
+        let mut conf = conf(both[0], json!([{"containerID": "c1", "ifname": "eth0"}]));
+        conf[both[1]] = json!([{"containerID": "c2", "ifname": "eth0"}]);
+        assert_eq!(parse(&conf).unwrap().valid, Some(vec![target("c1"), target("c2")]));
     }
 
     #[test]

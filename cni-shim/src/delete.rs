@@ -9,6 +9,7 @@ use crate::add::release;
 use crate::conf::Conf;
 use crate::environment::Target;
 use crate::error::CniError;
+use crate::log;
 use crate::netlink::{Link, Netlink};
 
 /// How long telling the daemon may take.
@@ -21,10 +22,15 @@ const RELEASE_PATIENCE: Duration = Duration::from_millis(800);
 pub fn delete(conf: &Conf, target: Target) -> Result<(), CniError> {
     let attachment =
         Attachment { network: conf.network.clone(), container: target.container, ifname: target.ifname };
+    detach(conf, &attachment)
+}
+
+/// Deletes an attachment's link, if it is there and of this attachment, and tells the daemon.
+pub(crate) fn detach(conf: &Conf, attachment: &Attachment) -> Result<(), CniError> {
     let mut netlink = Netlink::open()?;
-    if let Some(link) = netlink.link_by_name(&veth_name(&attachment))? {
-        if !is_of(&link, &attachment) {
-            eprintln!("overlayd cni: link {} is not of this attachment and stays", link.name);
+    if let Some(link) = netlink.link_by_name(&veth_name(attachment))? {
+        if !is_of(&link, attachment) {
+            log(format_args!("link {} is not of this attachment and stays", link.name));
             return Ok(());
         }
         match netlink.delete_link(link.index) {
@@ -32,7 +38,7 @@ pub fn delete(conf: &Conf, target: Target) -> Result<(), CniError> {
             other => other?,
         }
     }
-    release(conf, &attachment, RELEASE_PATIENCE);
+    release(conf, attachment, RELEASE_PATIENCE);
     Ok(())
 }
 

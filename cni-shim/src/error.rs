@@ -23,6 +23,10 @@ pub enum Code {
     InvalidNamespace = 8,
     /// The daemon is not there, not ready, or out of addresses: the same call may succeed later.
     TryAgainLater = 11,
+    /// An ADD could not succeed now (CNI specification 1.1.0, section 5 "Error").
+    Unavailable = 50,
+    /// The same, and containers that are attached have less than full connectivity.
+    Impaired = 51,
     /// The kernel refused a step of the plumbing.
     Plumbing = 100,
     /// The interface, or the attachment, exists already.

@@ -46,6 +46,8 @@ struct Interface<'a> {
     name: &'a str,
     mac: MacAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     sandbox: Option<&'a str>,
 }
 
@@ -83,11 +85,12 @@ pub fn to_json(version: Version, plumbed: &Plumbed<'_>) -> Result<String, CniErr
         dst: if leased.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" },
         gw: leased.gateway,
     });
+    let mtu = (version >= Version::V1_1_0).then_some(lease.mtu);
     let document = Document {
         version: version.as_str(),
         interfaces: [
-            Interface { name: host_name, mac: host_mac, sandbox: None },
-            Interface { name: ifname, mac: pod_mac, sandbox: Some(sandbox) },
+            Interface { name: host_name, mac: host_mac, mtu, sandbox: None },
+            Interface { name: ifname, mac: pod_mac, mtu, sandbox: Some(sandbox) },
         ],
         ips: ips.collect(),
         routes: routes.collect(),
@@ -218,6 +221,15 @@ mod tests {
                 "dns": {},
             })
         );
+    }
+
+    #[test]
+    fn version_1_1_0_adds_the_mtu() {
+        let mut expected = document(Version::V1_0_0, None);
+        expected["cniVersion"] = json!("1.1.0");
+        expected["interfaces"][0]["mtu"] = json!(1450);
+        expected["interfaces"][1]["mtu"] = json!(1450);
+        assert_eq!(document(Version::V1_1_0, None), expected);
     }
 
     #[test]
