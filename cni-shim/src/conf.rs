@@ -33,6 +33,10 @@ pub struct Conf {
     pub socket: PathBuf,
     /// `ipam.type`, if another plugin is to give the addresses.
     pub ipam: Option<String>,
+    /// All of it, for the keys that one verb alone uses.
+    pub document: Value,
+    /// All of it as it came, for the IPAM plugin.
+    pub text: Vec<u8>,
     /// `dns`, passed through into the result.
     pub dns: Option<Value>,
     /// `prevResult`.
@@ -47,7 +51,7 @@ struct Raw {
     version: Option<String>,
     name: Option<String>,
     socket: Option<String>,
-    ipam: Option<Value>,
+    ipam: Option<RawIpam>,
     dns: Option<Value>,
     #[serde(rename = "prevResult")]
     previous: Option<Value>,
@@ -56,6 +60,12 @@ struct Raw {
     /// The key that `libcni` used before the specification's, and sends beside it.
     #[serde(rename = "cni.dev/attachments")]
     valid_too: Option<Vec<RawAttachment>>,
+}
+
+#[derive(Deserialize)]
+struct RawIpam {
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +100,7 @@ impl Conf {
             let message = "the network configuration on standard input is not a JSON object";
             return Err(refuse(CniError::new(Code::Decode, message)));
         }
-        let raw = Raw::deserialize(value).map_err(decode)?;
+        let raw = Raw::deserialize(&value).map_err(decode)?;
         let known = raw.version.as_deref().and_then(Version::parse);
         let refuse = |error| Refused { version: known.unwrap_or(Version::NEWEST), error };
         let invalid = |message: String| refuse(CniError::new(Code::InvalidConfig, message));
@@ -105,10 +115,13 @@ impl Conf {
         if !socket.is_absolute() {
             return Err(invalid(format!("socket is {socket:?}: want an absolute path")));
         }
-        let ipam = raw.ipam.as_ref().and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
-        let ipam = ipam.filter(|kind| !kind.is_empty()).map(ToOwned::to_owned);
+        let ipam = raw.ipam.and_then(|ipam| ipam.kind).filter(|kind| !kind.is_empty());
+        if let Some(kind) = ipam.as_ref().filter(|kind| !is_identifier(kind)) {
+            return Err(invalid(format!("ipam.type is {kind:?}: want the file name of a plugin")));
+        }
         let valid = valid_attachments(raw.valid, raw.valid_too).map_err(refuse)?;
-        Ok(Self { version, network, socket, ipam, dns: raw.dns, previous: raw.previous, valid })
+        let (dns, previous, text) = (raw.dns, raw.previous, text.to_vec());
+        Ok(Self { version, network, socket, ipam, document: value, text, dns, previous, valid })
     }
 
     /// Refuses a verb that is not of the configuration's version yet.
@@ -122,18 +135,6 @@ impl Conf {
         let (least, held) = (version.as_str(), self.version.as_str());
         let message = format!("{verb} needs cniVersion {least} or later, this is {held}");
         Err(CniError::new(Code::IncompatibleVersion, message))
-    }
-
-    /// Refuses a configuration that hands address management to another plugin.
-    ///
-    /// # Errors
-    /// Code 7.
-    pub fn require_own_addresses(&self) -> Result<(), CniError> {
-        let Some(kind) = &self.ipam else { return Ok(()) };
-        let message = format!(
-            "ipam type {kind:?} is not supported: overlayd gives the addresses itself, remove ipam from the configuration"
-        );
-        Err(CniError::new(Code::InvalidConfig, message))
     }
 }
 
@@ -258,13 +259,20 @@ mod tests {
     }
 
     #[test]
-    fn only_an_ipam_with_a_type_is_refused() {
-        let conf = |ipam: Value| parse(&json!({"cniVersion": "1.0.0", "name": "n", "ipam": ipam})).unwrap();
-        assert!(conf(json!({})).require_own_addresses().is_ok());
-        assert!(conf(json!({"type": ""})).require_own_addresses().is_ok());
-        let error = conf(json!({"type": "host-local"})).require_own_addresses().unwrap_err();
-        assert_eq!(error.code, Code::InvalidConfig);
-        assert!(error.message.contains("host-local"));
+    fn an_ipam_plugin_is_named_by_a_file_name_and_nothing_else() {
+        let conf = |ipam: Value| json!({"cniVersion": "1.0.0", "name": "n", "ipam": ipam});
+        let kind = |ipam: Value| parse(&conf(ipam)).unwrap().ipam;
+        assert_eq!(
+            (kind(json!({})), kind(json!({"type": ""})), kind(json!({"type": null}))),
+            (None, None, None)
+        );
+        assert_eq!(kind(json!({"type": "host-local", "ranges": []})).as_deref(), Some("host-local"));
+        for name in ["../sh", "/bin/sh", "a/b", ".", "..", "-x", "a b", "a\u{0}", "a;b"] {
+            assert_eq!(code(&conf(json!({"type": name}))), Code::InvalidConfig, "{name}");
+        }
+        for odd in [json!("host-local"), json!([]), json!({"type": 1})] {
+            assert_eq!(code(&conf(odd)), Code::Decode);
+        }
     }
 
     #[test]

@@ -57,6 +57,23 @@ pub struct Sandbox {
     pub may_be_own: bool,
 }
 
+/// What else the runtime says, for those who need it.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// `CNI_PATH`.
+    pub plugin_path: Option<OsString>,
+    /// `CNI_ARGS`, if it is text.
+    pub arguments: Option<String>,
+}
+
+impl Hints {
+    /// Reads the variables by `lookup`. Nothing is judged here.
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
+        let arguments = lookup("CNI_ARGS").and_then(|value| value.into_string().ok());
+        Self { plugin_path: lookup("CNI_PATH"), arguments }
+    }
+}
+
 impl Verb {
     /// Reads the variables by `lookup`. An empty value is the same as none; `Ok(None)` if there is no verb.
     ///

@@ -3,23 +3,29 @@
 //! Without a list nothing is freed: that no container was named does not mean that there is none. A link without alias
 //! is of an ADD that was killed half way; it says nothing of its network, and the daemon deletes it.
 
+use std::time::Duration;
+
 use wire::ipc::Attachment;
 use wire::tag::{Alias, network_hash, veth_name};
 
 use crate::conf::Conf;
+use crate::delegate::Delegate;
 use crate::delete::{detach, is_of};
-use crate::environment::Target;
+use crate::environment::{Hints, Target};
 use crate::error::{CniError, Code};
 use crate::netlink::{Link, Netlink};
 use crate::version::Version;
 
-/// Frees what is stale, all of it even if some cannot be.
+/// How long the IPAM plugin may take.
+const DELEGATE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Frees what is stale, also in the IPAM plugin, all of it even if some cannot be.
 ///
 /// # Errors
 /// Code 1 before version 1.1.0; 100 naming everything that could not be freed.
-pub fn gc(conf: &Conf) -> Result<(), CniError> {
+pub fn gc(conf: &Conf, hints: &Hints) -> Result<(), CniError> {
     conf.require(Version::V1_1_0, "GC")?;
-    conf.require_own_addresses()?;
+    let delegate = Delegate::find(conf, hints.plugin_path.as_deref())?;
     let Some(valid) = &conf.valid else { return Ok(()) };
     let links = Netlink::open()?.links()?;
     let mut failures = Vec::new();
@@ -27,6 +33,14 @@ pub fn gc(conf: &Conf) -> Result<(), CniError> {
         if let Err(error) = detach(conf, &attachment) {
             failures.push(format!("{} {}: {error}", attachment.container, attachment.ifname));
         }
+    }
+    if let Some(delegate) = delegate
+        && let Err(error) = delegate.call("GC", DELEGATE_PATIENCE)
+    {
+        if failures.is_empty() {
+            return Err(error);
+        }
+        failures.push(error.to_string());
     }
     if failures.is_empty() {
         return Ok(());
@@ -75,6 +89,7 @@ mod tests {
             mac: None,
             group: VETH_GROUP,
             alias: Some(Alias::new(attachment, &["10.0.0.1".parse().unwrap()]).emit()),
+            altnames: vec![],
             tx_queue_len: 1000,
             vxlan_port: None,
             vxlan_vni: None,

@@ -12,6 +12,7 @@ pub mod attach;
 pub mod call;
 pub mod check;
 pub mod conf;
+pub mod delegate;
 pub mod delete;
 pub mod environment;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod result;
 pub mod status;
 pub mod sysctl;
 pub mod version;
+pub mod wish;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -31,7 +33,7 @@ use serde::Serialize;
 
 use add::Added;
 use conf::{Conf, READ_TIMEOUT, Refused, read_input};
-use environment::Verb;
+use environment::{Hints, Verb};
 use error::CniError;
 use version::Version;
 
@@ -62,6 +64,7 @@ pub fn serve(
     input: impl Read + Send + 'static,
 ) -> Result<Outcome, Refused> {
     let refuse = |version| move |error| Refused { version, error };
+    let hints = Hints::read(&lookup);
     let Some(verb) = Verb::read(lookup).map_err(refuse(Version::NEWEST))? else {
         return Ok(Outcome::NotCalled);
     };
@@ -74,12 +77,16 @@ pub fn serve(
     let version = conf.version;
     let outcome: Result<Outcome, CniError> = match verb {
         Verb::Add { target, sandbox } => {
-            add::add(conf, target, &sandbox).map(|added| Outcome::Added(Box::new(added)))
+            add::add(conf, target, &sandbox, &hints).map(|added| Outcome::Added(Box::new(added)))
         }
-        Verb::Check { target, sandbox } => check::check(&conf, target, &sandbox).map(|()| Outcome::Silent),
-        Verb::Del { target, sandbox: _ } => delete::delete(&conf, target).map(|()| Outcome::Silent),
-        Verb::Status => status::status(&conf).map(|()| Outcome::Silent),
-        Verb::Gc => gc::gc(&conf).map(|()| Outcome::Silent),
+        Verb::Check { target, sandbox } => {
+            check::check(&conf, target, &sandbox, &hints).map(|()| Outcome::Silent)
+        }
+        Verb::Del { target, sandbox } => {
+            delete::delete(&conf, target, sandbox.as_ref(), &hints).map(|()| Outcome::Silent)
+        }
+        Verb::Status => status::status(&conf, &hints).map(|()| Outcome::Silent),
+        Verb::Gc => gc::gc(&conf, &hints).map(|()| Outcome::Silent),
         Verb::Version => Ok(Outcome::Silent),
     };
     outcome.map_err(refuse(version))

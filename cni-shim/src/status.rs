@@ -7,6 +7,8 @@ use wire::ipc::{RefusalKind, Reply, Request};
 
 use crate::call::{CallError, call_once, refused};
 use crate::conf::Conf;
+use crate::delegate::Delegate;
+use crate::environment::Hints;
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
@@ -16,16 +18,27 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long the daemon may take: one that restarts is not waited for, the runtime asks again.
 const DAEMON_PATIENCE: Duration = Duration::from_millis(400);
 
-/// Asks the daemon.
+/// How long the daemon and the IPAM plugin may take together.
+const PATIENCE: Duration = Duration::from_millis(620);
+
+/// Asks the daemon, then the IPAM plugin if there is one.
 ///
 /// # Errors
 /// Code 50 or 51 with the reason; 1 before version 1.1.0.
-pub fn status(conf: &Conf) -> Result<(), CniError> {
+pub fn status(conf: &Conf, hints: &Hints) -> Result<(), CniError> {
     conf.require(Version::V1_1_0, "STATUS")?;
-    conf.require_own_addresses()?;
-    let request = Request::Status { wants_addresses: true };
-    let reply = call_once(&conf.socket, &request, Instant::now() + DAEMON_PATIENCE);
-    answer(conf, reply)
+    let unavailable = |error: CniError| CniError { code: Code::Unavailable, ..error };
+    let delegate = Delegate::find(conf, hints.plugin_path.as_deref()).map_err(unavailable)?;
+    let begun = Instant::now();
+    let request = Request::Status { wants_addresses: delegate.is_none() };
+    answer(conf, call_once(&conf.socket, &request, begun + DAEMON_PATIENCE))?;
+    let Some(delegate) = delegate else { return Ok(()) };
+    match delegate.call("STATUS", PATIENCE.saturating_sub(begun.elapsed())) {
+        Ok(_) => Ok(()),
+        // Its own words and number; what we say about it is that it does not work.
+        Err(error) if matches!(error.code, Code::Delegated(_)) => Err(error),
+        Err(error) => Err(unavailable(error)),
+    }
 }
 
 fn answer(conf: &Conf, reply: Result<Reply, CallError>) -> Result<(), CniError> {

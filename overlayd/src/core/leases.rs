@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use wire::ipc::Attachment;
+use wire::packet::MacAddr;
 use wire::tag::{Alias, veth_name};
 
 /// How long an allocation may stay without a veth: longer than the plugin's own limit of 20 s.
@@ -29,6 +30,8 @@ pub struct ObservedVeth {
     pub index: u32,
     /// Its alias, if it has one that parses.
     pub alias: Option<Alias>,
+    /// MAC of the pod's end, if the runtime asked for one of its own.
+    pub pod_mac: Option<MacAddr>,
     /// MTU in bytes.
     pub mtu: u32,
     /// Whether the host end is up.
@@ -415,7 +418,7 @@ mod tests {
 
     fn veth(attachment: &Attachment, addresses: &[IpAddr]) -> ObservedVeth {
         let alias = Some(Alias::new(attachment, addresses));
-        ObservedVeth { name: veth_name(attachment), index: 1, alias, mtu: 1450, up: true }
+        ObservedVeth { name: veth_name(attachment), index: 1, alias, pod_mac: None, mtu: 1450, up: true }
     }
 
     fn book(cidrs: &[&str], seed: u64) -> Leases {
