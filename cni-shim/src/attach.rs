@@ -29,9 +29,11 @@ use crate::wish::PodRoute;
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 pub(crate) const TABLE_MAIN: u32 = 254;
 
-/// How long the pod's end may take to see its carrier: the kernel does it from a work queue, in microseconds unless
-/// that is busy. Until then the pod sees a link that is not running.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the pod's end may take to see its carrier, and its IPv6 address to stop being tentative: the kernel does
+/// both from work queues, in microseconds unless those are busy. Until then the pod sees a link that is not running, and
+/// an IPv6 address that does not answer, although it skips duplicate address detection (`addrconf_dad_begin` in
+/// net/ipv6/addrconf.c).
+const USABLE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Priority of the rules in a pod: after that of the local table (0), before that of the main table (32766).
 const RULE_PRIORITY: u32 = 1111;
@@ -153,7 +155,7 @@ impl Plumbing {
         let table = own_table(&plumbing.host_name);
         let pod = plumbing.pod.insert(PodSide { table, ..pod });
         pod.connect(blueprint, host_mac)?;
-        pod.await_carrier()?;
+        pod.await_usable(lease)?;
         Ok(plumbing)
     }
 
@@ -359,16 +361,32 @@ impl PodSide {
         }
     }
 
-    fn await_carrier(&mut self) -> Result<(), CniError> {
-        let deadline = Instant::now() + CARRIER_PATIENCE;
-        while !self.netlink.link_is_running(self.index)? {
+    fn await_usable(&mut self, lease: &Lease) -> Result<(), CniError> {
+        let deadline = Instant::now() + USABLE_PATIENCE;
+        while let Some(missing) = self.missing(lease)? {
             if Instant::now() > deadline {
-                let message = format!("link {} of the container does not come up", self.ifname);
+                let message = format!("link {} of the container {missing}", self.ifname);
                 return Err(CniError::new(Code::Plumbing, message));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// What keeps the link from being used, if anything.
+    fn missing(&mut self, lease: &Lease) -> Result<Option<&'static str>, NetlinkError> {
+        if !self.netlink.link_is_running(self.index)? {
+            return Ok(Some("does not come up"));
+        }
+        if !has_v6(lease) {
+            return Ok(None);
+        }
+        // The kernel's own link-local address may take its time.
+        let leased = addresses(lease);
+        let tentative = self.netlink.addresses()?.iter().any(|address| {
+            address.link == self.index && address.tentative && leased.contains(&address.net.addr())
+        });
+        Ok(tentative.then_some("has an address that stays tentative"))
     }
 }
 

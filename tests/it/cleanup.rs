@@ -1,5 +1,7 @@
 //! `overlayd cleanup` removes all that is ours and nothing else.
 
+#![expect(clippy::unwrap_used, reason = "what surprises a test's helper fails the test")]
+
 use tests::protocol::{NftChange, NftFamily};
 use tests::{Lab, Node, Output, Pod};
 

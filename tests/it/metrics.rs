@@ -1,5 +1,7 @@
 //! The numbers: OpenMetrics that parse, are complete, and move by exactly what was sent.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what surprises a test's helper fails the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;

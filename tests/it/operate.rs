@@ -1,5 +1,7 @@
 //! What an operator sees: health, readiness, status, the end of the daemon, its log, and what it costs when idle.
 
+#![expect(clippy::unwrap_used, reason = "what surprises a test's helper fails the test")]
+
 use std::time::{Duration, Instant};
 
 use overlayd::core::status::Status;
@@ -71,6 +73,9 @@ fn a_daemon_that_cannot_set_its_rules_is_not_ready_until_it_can() {
     let owner = node.own_nft_table("overlayd");
     node.launch_daemon(&[]);
     await_red(&node, &["kernel state"]);
+    await_red(&node, &["times in a row"]);
+    let told = node.log().matches("cannot set the kernel state").count();
+    assert_eq!(told, 1, "the same failure is told once: {}", node.log());
     assert!(node.status().reconcile.failed > 0 && node.status().last_error.is_some());
     assert!(owner.running());
     drop(owner.finish());
@@ -186,7 +191,7 @@ fn a_peer_that_cannot_answer_is_told_in_words() {
     let question = format!("is UDP 8472 from {} blocked on the way?", other.v4());
     assert!(words.starts_with("tx ") && words.contains("nothing received for"), "{words}");
     assert!(words.ends_with(&question), "{words}");
-    assert!(overlayd(&node, &["status"], 0).stdout.contains(&format!("! node-2: tx ")));
+    assert!(overlayd(&node, &["status"], 0).stdout.contains("! node-2: tx "));
     other.delete_route(format!("{}/32", node.v4()).parse().unwrap());
     eventually("the trouble is over", SOON, || node.status().peers[0].trouble.is_none());
     let _ = asker.stop();

@@ -15,6 +15,13 @@ fn leased(node: &Node) -> BTreeSet<IpAddr> {
     leases.iter().flat_map(|lease| &lease.addresses).map(|address| address.parse().unwrap()).collect()
 }
 
+/// The addresses that it believes are in use once it has seen so many.
+#[track_caller]
+fn await_leased(node: &Node, count: usize) -> BTreeSet<IpAddr> {
+    eventually("the pods are in the status", DEADLINE, || leased(node).len() == count);
+    leased(node)
+}
+
 #[test]
 fn a_killed_daemon_hurts_nobody_on_its_node_and_loses_no_byte_across() {
     let lab = Lab::with_nodes(2);
@@ -26,7 +33,7 @@ fn a_killed_daemon_hurts_nobody_on_its_node_and_loses_no_byte_across() {
     let probe = node.udp_stream(next_server.v4());
     let egress = near.tcp_stream(outside.v4());
     across.wait_echoes(5);
-    let (before, leases) = (node.objects(), leased(&node));
+    let (before, leases) = (node.objects(), await_leased(&node, 2));
 
     node.kill_daemon();
     assert!(!node.daemon_runs());
@@ -180,7 +187,7 @@ fn twenty_crashes_at_random_moments_leave_a_sane_node() {
     let server = far.serve();
     let stream = near.tcp_stream(server.v4());
     stream.wait_echoes(3);
-    let (before, leases) = (node.objects(), leased(&node));
+    let (before, leases) = (node.objects(), await_leased(&node, 1));
     node.kill_daemon();
     for _ in 0..20 {
         node.launch_daemon(&[]);

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::core::Core;
 use crate::firewall;
 use crate::must;
+use crate::observe::Observed;
 use crate::packet;
 use crate::process::{Command, Output, PATIENCE, Process};
 use crate::protocol::{NftChange, Step};
@@ -155,6 +156,29 @@ impl Host {
     #[track_caller]
     pub fn remove_file(&self, path: &str) {
         self.tool("remove").arg(path).run();
+    }
+
+    /// Permission bits in octal and the owner's uid of a file, as in "600 0".
+    ///
+    /// # Panics
+    /// If there is no such file.
+    #[must_use]
+    #[track_caller]
+    pub fn file_mode(&self, path: &str) -> String {
+        self.tool("mode").arg(path).run().trim().to_owned()
+    }
+
+    /// Opens so many connections to a unix socket, says these bytes on each and then nothing. Finishing it yields, on
+    /// the last line, how many of them the server had left open by then.
+    ///
+    /// # Panics
+    /// If it cannot connect.
+    #[track_caller]
+    pub fn loiter(&self, path: &str, count: usize, bytes: &[u8]) -> Process {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let process = self.tool("loiter").args([path, &count.to_string(), &hex]).spawn();
+        process.wait_stdout(|line| line == "loitering");
+        process
     }
 
     /// Starts a TCP and UDP server on all its addresses, on a free port; ready when this returns.
@@ -352,8 +376,18 @@ impl Host {
     /// If the kernel does not take it.
     #[track_caller]
     pub fn inject(&self, ip_packet: &[u8]) {
-        let hex: String = ip_packet.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.tool("inject").arg(hex).run();
+        self.inject_all(&[ip_packet.to_vec()]);
+    }
+
+    /// Sends IP packets as they are, one after the other in this order.
+    ///
+    /// # Panics
+    /// If the kernel does not take one.
+    #[track_caller]
+    pub fn inject_all(&self, ip_packets: &[Vec<u8>]) {
+        let hex =
+            |packet: &Vec<u8>| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.tool("inject").stdin(ip_packets.iter().map(hex).collect::<String>()).run();
     }
 
     /// Sends a UDP datagram from any source address and port.
@@ -508,6 +542,42 @@ impl Host {
         self.change(Step::Vxlan { space: self.space.clone(), name: name.into(), vni, port });
     }
 
+    /// Tells a kernel vxlan device here of a peer, as flannel does.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_vxlan_peer(&self, link: &str, peer: &VxlanPeer) {
+        let VxlanPeer { mac, tunnel, node, pods } = peer.clone();
+        self.change(Step::VxlanPeer {
+            space: self.space.clone(),
+            link: link.into(),
+            mac,
+            tunnel,
+            node,
+            pods,
+        });
+    }
+
+    /// Links, addresses and routes here, as values.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn observe(&self) -> Observed {
+        self.tool("observe").json()
+    }
+
+    /// Sets a link's alias.
+    ///
+    /// # Panics
+    /// If there is no such link.
+    #[track_caller]
+    pub fn set_alias(&self, link: &str, text: &str) {
+        self.change(Step::Alias { space: self.space.clone(), link: link.into(), text: text.into() });
+    }
+
     /// Switches offloads of a link by the names of `ethtool -k` in its long form.
     ///
     /// # Panics
@@ -552,6 +622,15 @@ impl Host {
     #[track_caller]
     pub fn delete_neighbour(&self, link: &str, address: IpAddr) {
         self.change(Step::DeleteNeighbour { space: self.space.clone(), link: link.into(), address });
+    }
+
+    /// Deletes the rules that choose a table by this source.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn delete_rule(&self, source: IpNet) {
+        self.change(Step::DeleteRule { space: self.space.clone(), source });
     }
 
     /// Changes nftables by hand.
@@ -623,6 +702,19 @@ impl Host {
             Err(error) => format!("{error:#}"),
         }
     }
+}
+
+/// What a kernel vxlan device must know of a peer.
+#[derive(Clone, Debug)]
+pub struct VxlanPeer {
+    /// MAC of its end of the tunnel, with colons.
+    pub mac: String,
+    /// Address of its end of the tunnel.
+    pub tunnel: IpAddr,
+    /// Address of its node.
+    pub node: IpAddr,
+    /// Its pods.
+    pub pods: IpNet,
 }
 
 /// Whether a link is up.

@@ -34,8 +34,8 @@
 //! * [`Node`]: `start_daemon`, `kill_daemon`, `restart_daemon`, `status`, `log`, `drops`, `add_pod`, `write_nodes`.
 //! * [`Pod`] and [`Cni`]: the plugin as a runtime calls it, every verb, with every field to bend.
 //! * [`Host`] (what node, pod, outside and root dereference to): `command`, `serve`, `tcp`, `tcp_source`,
-//!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`, and changes of
-//!   links, addresses and routes by hand.
+//!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`; changes of
+//!   links, addresses, routes, neighbours, nftables and sysctls by hand; `objects` to compare two moments by.
 //! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
 //!
@@ -51,18 +51,20 @@ pub mod host;
 mod lab;
 pub mod manifest;
 pub mod node;
+pub mod observe;
 pub mod packet;
 pub mod pod;
 pub mod process;
 #[doc(hidden)]
 pub mod protocol;
+pub mod suite;
 pub mod traffic;
 #[doc(hidden)]
 pub mod wire_up;
 
 use std::time::{Duration, Instant};
 
-pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer};
+pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
 pub use lab::{Builder, Families, Lab, NodeSpec, Offloads};
 pub use manifest::Manifest;
 pub use node::Node;

@@ -128,6 +128,30 @@ pub enum Step {
         /// Address and prefix length.
         net: IpNet,
     },
+    /// Sets a link's alias.
+    Alias {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// The alias.
+        text: String,
+    },
+    /// Tells a kernel vxlan device of a peer as flannel does: neighbour, forwarding entry, on-link route.
+    VxlanPeer {
+        /// In which space.
+        space: String,
+        /// The vxlan device.
+        link: String,
+        /// MAC of the peer's end of the tunnel, with colons.
+        mac: String,
+        /// Address of the peer's end of the tunnel.
+        tunnel: IpAddr,
+        /// Address of the peer's node.
+        node: IpAddr,
+        /// Pods of the peer.
+        pods: IpNet,
+    },
     /// Adds a route (table main, protocol static).
     Route {
         /// In which space.
@@ -226,6 +250,13 @@ pub enum Step {
         link: String,
         /// The neighbour.
         address: IpAddr,
+    },
+    /// Deletes the rules from a source.
+    DeleteRule {
+        /// In which space.
+        space: String,
+        /// The source.
+        source: IpNet,
     },
     /// Changes nftables.
     Nft {

@@ -50,7 +50,7 @@ impl Control {
         }
     }
 
-    fn lease(&mut self, ask: impl FnOnce(&mut Leases, Duration) -> Result<Vec<IpAddr>, LeaseError>) -> Reply {
+    fn lease(&mut self, ask: impl Fn(&mut Leases, Duration) -> Result<Vec<IpAddr>, LeaseError>) -> Reply {
         let reasons = self.not_ready_reasons();
         if !reasons.is_empty() {
             return refuse(RefusalKind::NotReady, reasons.join("; "));
@@ -65,7 +65,18 @@ impl Control {
         let Some(leases) = &mut self.leases else {
             return refuse(RefusalKind::NotReady, "our own pod CIDRs are not known yet".to_owned());
         };
-        match ask(leases, now) {
+        let mut given = ask(leases, now);
+        if matches!(given, Err(LeaseError::Exhausted { .. } | LeaseError::InUse { .. })) {
+            // A veth may have gone a moment ago without its notification having been heard.
+            if let Err(error) = self.observe() {
+                return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
+            }
+            if let Some(leases) = &mut self.leases {
+                given = ask(leases, now);
+            }
+        }
+        self.publish_due = true;
+        match given {
             Ok(addresses) => {
                 Reply::Leased(Lease { addresses: addresses.into_iter().map(with_gateway).collect(), mtu })
             }
@@ -101,7 +112,8 @@ impl Control {
         if !reasons.is_empty() {
             return refuse(RefusalKind::NotReady, reasons.join("; "));
         }
-        if let Err(error) = self.observe_if_stale() {
+        // Always anew: the notification of a veth that was made a moment ago may not have been heard.
+        if let Err(error) = self.observe() {
             return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
         }
         let name = veth_name(attachment);

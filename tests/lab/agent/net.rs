@@ -1,6 +1,7 @@
 //! The lab's network: links, addresses, routes, switches.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -61,6 +62,9 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Port { space, .. }
     | Step::Vxlan { space, .. }
     | Step::Address { space, .. }
+    | Step::DeleteAddress { space, .. }
+    | Step::Alias { space, .. }
+    | Step::VxlanPeer { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
     | Step::Unreachable { space, .. }
@@ -69,9 +73,9 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Delete { space, .. }
     | Step::Features { space, .. }
     | Step::Sysctl { space, .. }
-    | Step::DeleteAddress { space, .. }
     | Step::QueueLength { space, .. }
     | Step::DeleteNeighbour { space, .. }
+    | Step::DeleteRule { space, .. }
     | Step::Nft { space, .. }
     | Step::Veth { a: tests::protocol::End { space, .. }, .. }) = step;
     let (space, step) = (spaces.get(space)?, step.clone());
@@ -103,20 +107,20 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let index = link(&mut netlink, &name)?.index;
             netlink.add_address(index, net)?;
         }
+        Step::Alias { link: name, text, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_alias(index, &text)?;
+        }
+        Step::VxlanPeer { link: name, mac, tunnel, node, pods, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            let mac: MacAddr = mac.parse().map_err(|error| anyhow!("{mac}: {error}"))?;
+            netlink.set_permanent_neighbour(index, tunnel, mac)?;
+            rtnetlink::forward(index, mac, node)?;
+            netlink.add_route(&Route { onlink: true, ..route_by(index, pods, Some(tunnel)) })?;
+        }
         Step::Route { destination, via, link: name, .. } => {
             let index = name.map(|name| link(&mut netlink, &name).map(|link| link.index)).transpose()?;
-            netlink.add_route(&Route {
-                destination,
-                table: TABLE_MAIN,
-                metric: 0,
-                kind: RouteKind::Unicast,
-                protocol: PROTOCOL_STATIC,
-                link: index,
-                gateway: via,
-                source: None,
-                mtu: None,
-                onlink: false,
-            })?;
+            netlink.add_route(&Route { link: index, ..route_by(0, destination, via) })?;
         }
         Step::Unreachable { destination, metric, .. } => netlink.add_route(&Route {
             destination,
@@ -160,9 +164,30 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let index = link(&mut netlink, &name)?.index;
             rtnetlink::delete_neighbour(index, address)?;
         }
+        Step::DeleteRule { source, .. } => {
+            for rule in netlink.rules()?.iter().filter(|rule| rule.source == source) {
+                netlink.delete_rule(rule)?;
+            }
+        }
         Step::Nft { change, .. } => nft::change(&change)?,
     }
     Ok(())
+}
+
+/// A route of table main, protocol static.
+fn route_by(link: u32, destination: IpNet, gateway: Option<IpAddr>) -> Route {
+    Route {
+        destination,
+        table: TABLE_MAIN,
+        metric: 0,
+        kind: RouteKind::Unicast,
+        protocol: PROTOCOL_STATIC,
+        link: Some(link),
+        gateway,
+        source: None,
+        mtu: None,
+        onlink: false,
+    }
 }
 
 fn delete_routes(netlink: &mut Netlink, destination: IpNet, metric: Option<u32>) -> Result<()> {

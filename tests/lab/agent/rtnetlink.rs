@@ -1,16 +1,20 @@
-//! Requests to rtnetlink that the product has no use for: the leftovers that tests put in the daemon's way, and what
-//! they take away.
+//! Requests to rtnetlink that the product has no use for: kernel vxlan devices, as leftovers in the daemon's way and as
+//! peers, and what tests take away.
 
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use wire::packet::MacAddr;
 
 /// Adds a kernel vxlan device to the calling thread's namespace, down.
 pub(crate) fn add_vxlan(name: &str, vni: u32, port: u16) -> Result<()> {
@@ -28,6 +32,24 @@ pub(crate) fn add_vxlan(name: &str, vni: u32, port: u16) -> Result<()> {
     ];
     request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
         .with_context(|| format!("make vxlan device {name}"))
+}
+
+/// Sends a vxlan device's frames to this MAC in datagrams to that node.
+pub(crate) fn forward(link: u32, mac: MacAddr, node: IpAddr) -> Result<()> {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Bridge;
+    entry.header.ifindex = link;
+    entry.header.state = NeighbourState::Permanent;
+    // NTF_SELF: the device's own table, not that of a bridge.
+    entry.header.flags = NeighbourFlags::Own;
+    let octets = match node {
+        IpAddr::V4(node) => NeighbourAddress::Inet(node),
+        IpAddr::V6(node) => NeighbourAddress::Inet6(node),
+    };
+    entry.attributes =
+        vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()), NeighbourAttribute::Destination(octets)];
+    request(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)
+        .with_context(|| format!("forward {mac} to {node}"))
 }
 
 /// Deletes a neighbour entry.
