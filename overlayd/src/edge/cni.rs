@@ -117,13 +117,14 @@ async fn send(stream: &mut UnixStream, reply: &Reply) {
     }
 }
 
-/// The reply of control; none for a client that is gone, whose request is not carried out: a plugin that was killed
-/// may have been deleted by now, and what is allocated after its release would be held for nobody.
+/// The reply of control; none for a client that is gone. Its request is not carried out: a plugin that was killed
+/// may have been deleted by now, and what is allocated after its release would be held for nobody. A release is: DEL
+/// does not wait for a daemon that hangs.
 async fn ask(request: Request, client: &UnixStream, calls: &mpsc::Sender<Call>) -> Option<Reply> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         let Ok(place) = calls.reserve().await else { return Ok(None) };
-        if has_gone(client) {
+        if has_gone(client) && !matches!(request, Request::Release(_)) {
             return Err(Gone);
         }
         place.send(Call { request, reply });
@@ -232,6 +233,16 @@ mod tests {
         client.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
         assert_eq!(server.calls.recv().await.unwrap().request, release());
         assert!(server.calls.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn the_release_of_a_client_that_has_gone_is_carried_out() {
+        let mut server = Server::start(own_uid());
+        let path = server.directory.path().join(SOCKET_FILE);
+        let mut impatient = std::os::unix::net::UnixStream::connect(path).unwrap();
+        io::Write::write_all(&mut impatient, &ipc::encode(&release()).unwrap()).unwrap();
+        drop(impatient);
+        assert_eq!(server.calls.recv().await.unwrap().request, release());
     }
 
     #[tokio::test]
