@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
+use wire::ipc::Attachment;
 
 use crate::conf::Conf;
 use crate::error::{CniError, Code};
@@ -31,6 +32,8 @@ pub struct Delegate {
     name: String,
     path: PathBuf,
     input: Vec<u8>,
+    /// Variables that differ from our own.
+    environment: Vec<(&'static str, String)>,
 }
 
 /// What it gave.
@@ -85,7 +88,16 @@ impl Delegate {
                 "ipam type {name:?} is overlayd itself: remove ipam from the configuration"
             )));
         }
-        Ok(Some(Self { name: name.clone(), path, input: conf.text.clone() }))
+        Ok(Some(Self { name: name.clone(), path, input: conf.text.clone(), environment: Vec::new() }))
+    }
+
+    /// The same plugin, called for another container than we were, whose namespace is not known.
+    #[must_use]
+    pub fn called_for(&self, attachment: &Attachment) -> Self {
+        let Attachment { network: _, container, ifname } = attachment.clone();
+        let environment =
+            vec![("CNI_CONTAINERID", container), ("CNI_IFNAME", ifname), ("CNI_NETNS", String::new())];
+        Self { environment, ..self.clone() }
     }
 
     /// ADD.
@@ -136,6 +148,7 @@ impl Delegate {
     fn start(&self, verb: &str, deadline: Instant) -> io::Result<Child> {
         loop {
             let mut command = Command::new(&self.path);
+            command.envs(self.environment.iter().map(|(name, value)| (name, value)));
             command.env("CNI_COMMAND", verb).stdin(Stdio::piped()).stdout(Stdio::piped());
             match command.spawn() {
                 // It is being installed just now.

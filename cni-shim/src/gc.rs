@@ -3,7 +3,7 @@
 //! Without a list nothing is freed: that no container was named does not mean that there is none. A link without alias
 //! is of an ADD that was killed half way; it says nothing of its network, and the daemon deletes it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wire::ipc::Attachment;
 use wire::tag::{Alias, network_hash, veth_name};
@@ -16,7 +16,7 @@ use crate::error::{CniError, Code};
 use crate::netlink::{Link, Netlink};
 use crate::version::Version;
 
-/// How long the IPAM plugin may take.
+/// How long all calls of the IPAM plugin may take together.
 const DELEGATE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Frees what is stale, also in the IPAM plugin, all of it even if some cannot be.
@@ -29,13 +29,20 @@ pub fn gc(conf: &Conf, hints: &Hints) -> Result<(), CniError> {
     let Some(valid) = &conf.valid else { return Ok(()) };
     let links = Netlink::open()?.links()?;
     let mut failures = Vec::new();
+    let deadline = Instant::now() + DELEGATE_PATIENCE;
+    let left = || deadline.saturating_duration_since(Instant::now());
     for attachment in stale(&links, &conf.network, valid) {
-        if let Err(error) = detach(conf, &attachment) {
+        // Not every plugin has a GC; all have a DEL.
+        let freed = detach(conf, &attachment).and_then(|()| match &delegate {
+            Some(delegate) => delegate.called_for(&attachment).call("DEL", left()).map(drop),
+            None => Ok(()),
+        });
+        if let Err(error) = freed {
             failures.push(format!("{} {}: {error}", attachment.container, attachment.ifname));
         }
     }
     if let Some(delegate) = delegate
-        && let Err(error) = delegate.call("GC", DELEGATE_PATIENCE)
+        && let Err(error) = delegate.call("GC", left())
     {
         if failures.is_empty() {
             return Err(error);

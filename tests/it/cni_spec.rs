@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tests::go::cni_plugins;
 use tests::node::RUN_DIR;
 use tests::suite::{Subject, run, table};
 use tests::{Cni, Families, Lab, Node, Output};
@@ -146,4 +147,161 @@ fn status_answers_within_a_second_whatever_the_daemon_does() {
     node.kill_daemon();
     let (code, message) = refusal(&cni.call("STATUS"));
     assert!(code == 50 && message.contains(&format!("{RUN_DIR}/cni.sock")), "{code} {message}");
+}
+
+/// A configuration whose addresses come from host-local, and where it is.
+fn delegated(node: &Node, version: &str) -> Cni {
+    let mut cni = prepare(node, version);
+    cni.plugin_path = cni_plugins().unwrap().to_string_lossy().into_owned();
+    cni.config["ipam"] = json!({
+        "type": "host-local",
+        "dataDir": "/run/ipam",
+        "ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.50", "rangeEnd": "10.244.1.51"}]],
+        "routes": [{"dst": "10.0.0.0/8"}],
+    });
+    cni
+}
+
+#[test]
+fn addresses_may_come_from_host_local() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let held = |address: &str| node.has_file(&format!("/run/ipam/overlay/{address}"));
+    for version in tests::suite::VERSIONS {
+        let mut first = delegated(&node, version);
+        let result = added(&mut first);
+        let inside = first.inside(&result);
+        let address = inside.v4().to_string();
+        assert!(["10.244.1.50", "10.244.1.51"].contains(&address.as_str()) && held(&address), "{address}");
+        assert_eq!(result["routes"][1], json!({"dst": "10.0.0.0/8", "gw": "169.254.1.1"}));
+        assert_eq!(node.ping(inside.v4(), 56, 1).answered, 1);
+        let mut second = delegated(&node, version);
+        added(&mut second);
+        // Its own words and number, when there is nothing left.
+        let third = delegated(&node, version);
+        let ours = third.call("ADD");
+        let mut direct = node.command(&format!("{}/host-local", third.plugin_path)).stdin(third.stdin("ADD"));
+        for (name, value) in third.environment("ADD") {
+            direct = direct.env(name, value);
+        }
+        assert_eq!(refusal(&ours), refusal(&direct.output()));
+        if version != "0.3.1" {
+            done(&first.call("CHECK"));
+        }
+        if version == "1.1.0" {
+            let mut gc = second.clone();
+            gc.previous = None;
+            gc.config["cni.dev/valid-attachments"] =
+                json!([{"containerID": second.container, "ifname": "eth0"}]);
+            done(&gc.call("GC"));
+            assert!(!held(&address), "GC frees {address} in host-local");
+            assert_eq!(node.observe().link(&first.host_link()), None);
+            done(&second.call("STATUS"));
+        }
+        second.netns = String::new();
+        for cni in [&first, &second, &second] {
+            done(&cni.call("DEL"));
+        }
+        assert!(!held("10.244.1.50") && !held("10.244.1.51"));
+        assert_eq!(node.observe().links_named("ovp"), Vec::<&str>::new());
+    }
+}
+
+#[test]
+fn an_address_that_was_delegated_is_given_back_when_add_fails() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let cni = delegated(&node, "1.0.0");
+    node.kill_daemon();
+    assert_eq!(refusal(&cni.call("ADD")).0, 11);
+    // It was asked: it has made its directory. It was told: no address is held.
+    assert!(node.has_file("/run/ipam/overlay/lock"));
+    assert!(!node.has_file("/run/ipam/overlay/10.244.1.50"));
+    let output = delegated(&node, "1.1.0").call("STATUS");
+    assert_eq!(refusal(&output).0, 50);
+    let mut lost = cni;
+    lost.plugin_path = "/nonexistent".into();
+    let (code, message) = refusal(&lost.call("ADD"));
+    assert!(
+        code == 7 && message.contains("host-local") && message.contains("/nonexistent"),
+        "{code} {message}"
+    );
+}
+
+/// The rules of the node that change addresses.
+fn nat_rules(node: &Node) -> usize {
+    let translates =
+        |object: &tests::firewall::Object| object.expressions().iter().any(|(name, _)| name == "nat");
+    node.firewall().iter().filter(|object| translates(object)).count()
+}
+
+#[test]
+fn portmap_and_bandwidth_follow_in_the_chain() {
+    let lab = Lab::with_nodes(2);
+    let (node, client) = (lab.node(1), lab.node(2));
+    let reference = cni_plugins().unwrap();
+    // What cnitool remembers stays in the lab.
+    node.command("mount").args(["-t", "tmpfs", "tmpfs", "/var/lib"]).run();
+    node.command("mkdir").args(["/run/bin", "/run/conf"]).run();
+    let shim = tests::binaries::Binaries::build().unwrap().cni_shim();
+    node.command("ln").arg("-s").arg(shim.display()).arg("/run/bin/overlayd").run();
+    for version in ["1.0.0", "1.1.0"] {
+        let conflist = json!({
+            "cniVersion": version,
+            "name": "overlay",
+            "plugins": [
+                {"type": "overlayd", "socket": format!("{RUN_DIR}/cni.sock")},
+                {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"},
+                {"type": "bandwidth", "ingressRate": 50_000_000, "ingressBurst": 50_000_000},
+            ],
+        });
+        node.write_file("/run/conf/10-overlay.conflist", conflist.to_string());
+        let before = nat_rules(&node);
+        let tool = |cni: &Cni, verb: &str, host_ip: &str| {
+            let mapping = |protocol: &str| json!({"hostPort": 18080, "containerPort": 8080, "protocol": protocol, "hostIP": host_ip});
+            node.command(&reference.join("cnitool").to_string_lossy())
+                .args([verb, "overlay", &cni.netns])
+                .env("NETCONFPATH", "/run/conf")
+                .env("CNI_PATH", format!("/run/bin:{}", reference.display()))
+                .env("CAP_ARGS", json!({"portMappings": [mapping("tcp"), mapping("udp")]}))
+                .output()
+        };
+        if !node.observe().addresses.iter().any(|address| address.net.addr().to_string() == "192.0.2.211") {
+            node.add_address("eth0", "192.0.2.211/24".parse().unwrap());
+        }
+        let pods = ["192.0.2.11", "192.0.2.211"].map(|host_ip| {
+            let cni = prepare(&node, version);
+            let output = tool(&cni, "add", host_ip);
+            assert!(output.success(), "{output}");
+            let result: Value = serde_json::from_str(&output.stdout).unwrap();
+            let inside = cni.inside(&result);
+            let server = inside.serve_on(8080);
+            (cni, host_ip, inside, server)
+        });
+        for (cni, host_ip, inside, _server) in &pods {
+            let target = format!("{host_ip}:18080").parse().unwrap();
+            assert!(client.tcp(target).ok, "TCP to {target}");
+            assert_eq!(client.udp_source(target), client.v4(), "UDP to {target}");
+            let host_link = node.observe().links_named("ovp").len();
+            assert_eq!(host_link, 2);
+            assert_eq!(node.ping(inside.v4(), 56, 1).answered, 1);
+            for verb in ["check", "status"] {
+                let output = tool(cni, verb, host_ip);
+                assert!(output.success(), "{verb}: {output}");
+            }
+        }
+        let (first, second) = (&pods[0], &pods[1]);
+        assert!(nat_rules(&node) > before);
+        let output = tool(&first.0, "del", first.1);
+        assert!(output.success(), "{output}");
+        assert!(client.tcp("192.0.2.211:18080".parse().unwrap()).ok, "the other pod keeps its port");
+        let output = if version == "1.1.0" {
+            tool(&second.0, "gc", second.1)
+        } else {
+            tool(&second.0, "del", second.1)
+        };
+        assert!(output.success(), "{output}");
+        assert_eq!(nat_rules(&node), before);
+        assert_eq!(node.observe().links_named("ovp"), Vec::<&str>::new());
+    }
 }

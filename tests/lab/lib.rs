@@ -47,6 +47,7 @@
 pub mod binaries;
 mod core;
 pub mod firewall;
+pub mod go;
 pub mod host;
 mod lab;
 pub mod manifest;

@@ -111,6 +111,7 @@ impl<'a> Container<'a> {
     fn new(subject: &'a Subject, version: &str) -> Result<Self> {
         let mut cni = Cni::prepare(&subject.node, "suite")?;
         cni.config = subject.config.clone();
+        cni.plugin_path.clone_from(&subject.plugin_path);
         cni.config["cniVersion"] = json!(version);
         cni.config["name"] = json!("suite");
         Ok(Self { subject, cni })
@@ -133,13 +134,7 @@ impl<'a> Container<'a> {
     }
 
     fn environment(&self, verb: &str) -> Vec<(&'static str, String)> {
-        let mut environment = self.cni.environment(verb);
-        for (name, value) in &mut environment {
-            if *name == "CNI_PATH" {
-                value.clone_from(&self.subject.plugin_path);
-            }
-        }
-        environment
+        self.cni.environment(verb)
     }
 
     fn add(&mut self) -> Result<Value> {
