@@ -172,7 +172,7 @@ fn pod_damage(pod: &State, attachment: &Attachment, previous: &Previous) -> Vec<
         let is_first = |way: &&Route| {
             way.destination.prefix_len() == 0 && way.table == TABLE_MAIN && way.metric < SECOND_METRIC
         };
-        if !ways.iter().any(|way| is_first(&way)) {
+        if !ways.iter().any(is_first) {
             let has_table = own_routes(link.index, table, *gateway)
                 .iter()
                 .all(|own| pod.routes.iter().any(|route| same_way(route, own)));

@@ -22,6 +22,65 @@ pub const SIZE_LIMIT: u64 = 1024 * 1024;
 /// How long the runtime may take to write it.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A key of the network configuration, as the README lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Name.
+    pub name: &'static str,
+    /// What kind of value.
+    pub value: &'static str,
+    /// What holds without it.
+    pub default: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+/// The keys that are ours or mean something of our own, beside those of the specification.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "socket",
+        value: "PATH",
+        default: "/run/overlayd/cni.sock",
+        help: "The daemon's socket; an absolute path.",
+    },
+    Key {
+        name: "default_route",
+        value: "BOOL",
+        default: "true",
+        help: "Whether pods get a default route by this interface: false for a secondary network.",
+    },
+    Key {
+        name: "routes",
+        value: "[{dst, mtu, priority, table}]",
+        default: "none",
+        help: "Further routes of the pod, each by this interface; `gw` is not taken.",
+    },
+    Key {
+        name: "ipam",
+        value: "{type, ...}",
+        default: "none",
+        help: "Another plugin of `CNI_PATH` that gives the addresses (host-local, ...), instead of the daemon.",
+    },
+    Key {
+        name: "dns",
+        value: "{...}",
+        default: "that of the IPAM plugin",
+        help: "Passed through into the result.",
+    },
+    Key {
+        name: "runtimeConfig.ips",
+        value: "[ADDRESS, ...]",
+        default: "none",
+        help: "Addresses for this pod, at most one per family; also `args.cni.ips`, or `IP=` in `CNI_ARGS`.",
+    },
+    Key {
+        name: "runtimeConfig.mac",
+        value: "MAC",
+        default: "derived",
+        help: "MAC of the pod's interface; also `args.cni.mac`, or `MAC=` in `CNI_ARGS`.",
+    },
+];
+
 /// The parts of a network configuration that this plugin uses. Everything else is tolerated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conf {

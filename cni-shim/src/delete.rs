@@ -39,12 +39,11 @@ pub fn delete(conf: &Conf, target: Target, sandbox: Option<&Sandbox>, hints: &Hi
 /// Rules stay in the namespace when the link goes. One that cannot be entered has none any more.
 fn forget_rules(sandbox: &Sandbox, attachment: &Attachment) {
     let Ok(namespace) = Namespace::open(sandbox) else { return };
+    let container = &attachment.container;
     match namespace.enter(|| delete_own_rules(&veth_name(attachment))) {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => log(format_args!("rules of {} stay: {error}", attachment.container)),
-        Err(error) => {
-            log(format_args!("rules of {} stay: enter {}: {error}", attachment.container, namespace.path()))
-        }
+        Ok(Err(error)) => log(format_args!("rules of {container} stay: {error}")),
+        Err(error) => log(format_args!("rules of {container} stay: enter {}: {error}", namespace.path())),
     }
 }
 

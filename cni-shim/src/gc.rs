@@ -109,7 +109,7 @@ mod tests {
         let other = attachment("other", "c2", "eth0");
         let links = [link(&kept), link(&gone), link(&other)];
         let valid = [Target { container: "c1".into(), ifname: "eth0".into() }];
-        assert_eq!(stale(&links, "net", &valid), [gone.clone()]);
+        assert_eq!(stale(&links, "net", &valid), std::slice::from_ref(&gone));
         assert_eq!(stale(&links, "net", &[]), [kept, gone]);
         assert_eq!(stale(&links, "other", &[]), [other]);
     }

@@ -196,6 +196,8 @@ fn addresses_may_come_from_host_local() {
             done(&gc.call("GC"));
             assert!(!held(&address), "GC frees {address} in host-local");
             assert_eq!(node.observe().link(&first.host_link()), None);
+            let kept = second.inside(second.previous.as_ref().unwrap()).v4();
+            assert!(held(&kept.to_string()) && node.ping(kept, 56, 1).answered == 1, "{kept} is listed");
             done(&second.call("STATUS"));
         }
         second.netns = String::new();
@@ -304,4 +306,40 @@ fn portmap_and_bandwidth_follow_in_the_chain() {
         assert_eq!(nat_rules(&node), before);
         assert_eq!(node.observe().links_named("ovp"), Vec::<&str>::new());
     }
+}
+
+#[test]
+fn status_tells_a_node_that_lost_its_tunnel_from_one_that_is_not_ready() {
+    let lab = Lab::builder().nodes(1).start();
+    let node = lab.node(1);
+    let cni = prepare(&node, "1.1.0");
+    node.add_vxlan("foreign0", 9, 8472);
+    node.launch_daemon(&[]);
+    let mut told = (0, String::new());
+    tests::eventually("the tunnel is given up", Duration::from_secs(20), || {
+        let output = cni.call("STATUS");
+        told = refusal(&output);
+        told.0 == 51
+    });
+    assert!(told.1.contains("foreign0"), "{}", told.1);
+    node.delete_link("foreign0");
+    tests::eventually("the node is whole", Duration::from_secs(40), || cni.call("STATUS").success());
+}
+
+#[test]
+fn status_says_that_no_address_is_left() {
+    let lab = Lab::builder().nodes(1).start();
+    let node = lab.node(1);
+    let mut manifest = node.manifest();
+    manifest.pod_cidrs = vec!["10.244.1.0/30".parse().unwrap()];
+    node.write_nodes(&[manifest]);
+    node.start_daemon();
+    let mut cni = prepare(&node, "1.1.0");
+    added(&mut prepare(&node, "1.1.0"));
+    done(&cni.call("STATUS"));
+    added(&mut cni);
+    let (code, message) = refusal(&cni.call("STATUS"));
+    assert!(code == 50 && message.contains("10.244.1.0/30"), "{code} {message}");
+    done(&cni.call("DEL"));
+    tests::eventually("there is room again", Duration::from_secs(20), || cni.call("STATUS").success());
 }
