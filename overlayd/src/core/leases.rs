@@ -303,7 +303,7 @@ impl Leases {
     }
 
     /// What [`pick`](Self::pick) gives, and the pools and offsets that it comes from.
-    fn choose(&self, kept: &[IpAddr]) -> Result<(Vec<IpAddr>, Vec<(usize, u128)>), LeaseError> {
+    fn choose(&self, kept: &[IpAddr]) -> Result<(Vec<IpAddr>, Vec<Move>), LeaseError> {
         if self.pools.is_empty() {
             return Err(LeaseError::NoCidr);
         }
@@ -331,6 +331,9 @@ impl Leases {
         Ok((addresses, moves))
     }
 }
+
+/// Which pool gives, and the offset that it gives.
+type Move = (usize, u128);
 
 /// The addresses of one CIDR that pods can have, by offset from the first of them.
 #[derive(Clone, Debug)]
