@@ -47,6 +47,7 @@
 pub mod binaries;
 mod core;
 pub mod firewall;
+pub mod go;
 pub mod host;
 mod lab;
 pub mod manifest;
@@ -57,6 +58,7 @@ pub mod pod;
 pub mod process;
 #[doc(hidden)]
 pub mod protocol;
+pub mod suite;
 pub mod traffic;
 #[doc(hidden)]
 pub mod wire_up;

@@ -251,6 +251,13 @@ pub enum Step {
         /// The neighbour.
         address: IpAddr,
     },
+    /// Deletes the rules from a source.
+    DeleteRule {
+        /// In which space.
+        space: String,
+        /// The source.
+        source: IpNet,
+    },
     /// Changes nftables.
     Nft {
         /// In which space.

@@ -75,6 +75,7 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Sysctl { space, .. }
     | Step::QueueLength { space, .. }
     | Step::DeleteNeighbour { space, .. }
+    | Step::DeleteRule { space, .. }
     | Step::Nft { space, .. }
     | Step::Veth { a: tests::protocol::End { space, .. }, .. }) = step;
     let (space, step) = (spaces.get(space)?, step.clone());
@@ -162,6 +163,11 @@ pub(crate) fn inside(step: Step) -> Result<()> {
         Step::DeleteNeighbour { link: name, address, .. } => {
             let index = link(&mut netlink, &name)?.index;
             rtnetlink::delete_neighbour(index, address)?;
+        }
+        Step::DeleteRule { source, .. } => {
+            for rule in netlink.rules()?.iter().filter(|rule| rule.source == source) {
+                netlink.delete_rule(rule)?;
+            }
         }
         Step::Nft { change, .. } => nft::change(&change)?,
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use cni_shim::netlink::Netlink;
-use tests::observe::{Observed, ObservedAddress, ObservedLink, ObservedRoute};
+use tests::observe::{Observed, ObservedAddress, ObservedLink, ObservedRoute, ObservedRule};
 
 use crate::traffic::report;
 
@@ -14,7 +14,9 @@ pub(crate) fn observe() -> Result<()> {
     };
     let addresses = netlink.addresses()?.into_iter();
     let routes = netlink.routes()?.into_iter();
+    let rules = netlink.rules()?.into_iter();
     report(&Observed {
+        rules: rules.map(|rule| ObservedRule { source: rule.source, table: rule.table }).collect(),
         addresses: addresses
             .map(|address| ObservedAddress { link: name(address.link), net: address.net })
             .collect(),
