@@ -128,6 +128,38 @@ pub enum Step {
         /// Address and prefix length.
         net: IpNet,
     },
+    /// Makes one end of a tunnel of the kernel's vxlan, up, as flannel makes it.
+    Tunnel {
+        /// In which space.
+        space: String,
+        /// Name.
+        name: String,
+        /// VNI.
+        vni: u32,
+        /// UDP port.
+        port: u16,
+        /// Own address on the underlay.
+        local: IpAddr,
+        /// Own MAC inside the tunnel, with colons.
+        mac: String,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// Tells a kernel vxlan device of a peer as flannel does: neighbour, forwarding entry, on-link route.
+    VxlanPeer {
+        /// In which space.
+        space: String,
+        /// The vxlan device.
+        link: String,
+        /// MAC of the peer's end of the tunnel, with colons.
+        mac: String,
+        /// Address of the peer's end of the tunnel.
+        tunnel: IpAddr,
+        /// Address of the peer's node.
+        node: IpAddr,
+        /// Pods of the peer.
+        pods: IpNet,
+    },
     /// Adds a route (table main, protocol static).
     Route {
         /// In which space.

@@ -1,6 +1,7 @@
 //! The lab's network: links, addresses, routes, switches.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -61,6 +62,8 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Port { space, .. }
     | Step::Vxlan { space, .. }
     | Step::Address { space, .. }
+    | Step::Tunnel { space, .. }
+    | Step::VxlanPeer { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
     | Step::State { space, .. }
@@ -98,20 +101,22 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let index = link(&mut netlink, &name)?.index;
             netlink.add_address(index, net)?;
         }
+        Step::Tunnel { name, vni, port, local, mac, mtu, .. } => {
+            vxlan::add_tunnel(&name, vni, port, local, parse_mac(&mac)?)?;
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_mtu(index, mtu)?;
+            netlink.set_link_up(index, true)?;
+        }
+        Step::VxlanPeer { link: name, mac, tunnel, node, pods, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            let mac = parse_mac(&mac)?;
+            netlink.set_permanent_neighbour(index, tunnel, mac)?;
+            vxlan::forward(index, mac, node)?;
+            netlink.add_route(&Route { onlink: true, ..route_by(Some(index), pods, Some(tunnel)) })?;
+        }
         Step::Route { destination, via, link: name, .. } => {
             let index = name.map(|name| link(&mut netlink, &name).map(|link| link.index)).transpose()?;
-            netlink.add_route(&Route {
-                destination,
-                table: TABLE_MAIN,
-                metric: 0,
-                kind: RouteKind::Unicast,
-                protocol: PROTOCOL_STATIC,
-                link: index,
-                gateway: via,
-                source: None,
-                mtu: None,
-                onlink: false,
-            })?;
+            netlink.add_route(&route_by(index, destination, via))?;
         }
         Step::DeleteRoute { destination, .. } => delete_routes(&mut netlink, destination)?,
         Step::State { link: name, up, .. } => {
@@ -133,6 +138,26 @@ pub(crate) fn inside(step: Step) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A route of table main, protocol static.
+fn route_by(link: Option<u32>, destination: IpNet, gateway: Option<IpAddr>) -> Route {
+    Route {
+        destination,
+        table: TABLE_MAIN,
+        metric: 0,
+        kind: RouteKind::Unicast,
+        protocol: PROTOCOL_STATIC,
+        link,
+        gateway,
+        source: None,
+        mtu: None,
+        onlink: false,
+    }
+}
+
+fn parse_mac(mac: &str) -> Result<MacAddr> {
+    mac.parse().map_err(|error| anyhow!("MAC {mac}: {error}"))
 }
 
 fn delete_routes(netlink: &mut Netlink, destination: IpNet) -> Result<()> {
