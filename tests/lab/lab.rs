@@ -75,7 +75,9 @@ const SEGMENTATION: [&str; 6] = [
 ];
 
 impl Offloads {
-    fn features(self) -> Vec<(String, bool)> {
+    /// What is changed from a veth's defaults, by the kernel's names.
+    #[must_use]
+    pub fn features(self) -> Vec<(String, bool)> {
         let off = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), false)).collect::<Vec<_>>();
         match self {
             Self::Veth => Vec::new(),
