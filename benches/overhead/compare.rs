@@ -61,7 +61,11 @@ pub(crate) fn draw(changes: &[Change]) -> String {
         let word = if change.is_worse() { "worse " } else { "better" };
         let (before, after) = (change.before.median, change.after.median);
         let percent = change.share() * 100.0;
-        let _ = writeln!(text, "  {word} {:<58} {before:>10.3} -> {after:>10.3} {} ({percent:+.0} %)", change.title, change.unit);
+        let _ = writeln!(
+            text,
+            "  {word} {:<58} {before:>10.3} -> {after:>10.3} {} ({percent:+.0} %)",
+            change.title, change.unit
+        );
     }
     text
 }

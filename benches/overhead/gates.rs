@@ -36,7 +36,14 @@ const fn times_one_packet(world: &'static str, gate: f64) -> Gate {
 }
 
 const fn lossless(world: &'static str) -> Gate {
-    Gate { world, metric: "paced_200k.loss", against: Against::Nothing, better: Better::Lower, gate: 0.0, stretch: 0.0 }
+    Gate {
+        world,
+        metric: "paced_200k.loss",
+        against: Against::Nothing,
+        better: Better::Lower,
+        gate: 0.0,
+        stretch: 0.0,
+    }
 }
 
 const GATES: [Gate; 18] = [
@@ -96,9 +103,10 @@ fn verdict(report: &Report, gate: Gate) -> Option<Verdict> {
     let metric = world.metric(gate.metric)?;
     let (value, against) = match gate.against {
         Against::Kernel => (metric.ratio("overlayd")?, format!("ratio to {}", report.title(BASE))),
-        Against::OnePacket => {
-            (metric.median("overlayd")? / metric.median("one-packet")?, "times one packet per call".to_owned())
-        }
+        Against::OnePacket => (
+            metric.median("overlayd")? / metric.median("one-packet")?,
+            "times one packet per call".to_owned(),
+        ),
         Against::Nothing => (metric.median("overlayd")?, metric.unit.clone()),
     };
     let title = format!("{} {}, {against}", gate.world.to_uppercase(), metric.title);

@@ -122,7 +122,9 @@ fn section(body: &mut String, report: &Report, world: &World) {
         }
     }
     loss_curve(body, report, world);
-    for (metric, title) in [("rtt", "idle"), ("rtt_pinned", "all on one CPU"), ("rtt_loaded", "beside a TCP stream")] {
+    for (metric, title) in
+        [("rtt", "idle"), ("rtt_pinned", "all on one CPU"), ("rtt_loaded", "beside a TCP stream")]
+    {
         distribution(body, report, world, (metric, title));
     }
     body.push_str("</div>");
@@ -144,7 +146,8 @@ fn bars(body: &mut String, report: &Report, metric: &Metric) {
         return;
     }
     let (width, height) = (NAME + BARS + FIGURES, ROW * rows.len() as f64 + 4.0);
-    let hint = if metric.better == crate::report::Better::Higher { "more is better" } else { "less is better" };
+    let hint =
+        if metric.better == crate::report::Better::Higher { "more is better" } else { "less is better" };
     let title = escape(&metric.title);
     let _ = write!(
         body,
@@ -205,7 +208,10 @@ impl Plot {
         let up = (y - self.y.0) / (self.y.1 - self.y.0);
         let right = Self::WIDTH - 12.0;
         let floor = Self::HEIGHT - Self::BOTTOM;
-        (Self::LEFT + across.clamp(0.0, 1.0) * (right - Self::LEFT), floor - up.clamp(0.0, 1.0) * (floor - 10.0))
+        (
+            Self::LEFT + across.clamp(0.0, 1.0) * (right - Self::LEFT),
+            floor - up.clamp(0.0, 1.0) * (floor - 10.0),
+        )
     }
 
     fn open(&self, body: &mut String, title: &str, ticks: (&[f64], &[f64])) {
@@ -264,9 +270,8 @@ fn loss_curve(body: &mut String, report: &Report, world: &World) {
     if rates.len() < 3 {
         return;
     }
-    let spreads = || {
-        rates.iter().flat_map(|(_, metric)| metric.cells.values().filter_map(|cell| cell.spread))
-    };
+    let spreads =
+        || rates.iter().flat_map(|(_, metric)| metric.cells.values().filter_map(|cell| cell.spread));
     let most = spreads().map(|spread: Spread| spread.max).fold(0.0, f64::max);
     let top = [1.0, 5.0, 10.0, 20.0, 50.0].into_iter().find(|top| *top >= most).unwrap_or(100.0);
     let plot = Plot { x: (first.0, last.0), y: (0.0, top), log: false };
@@ -281,7 +286,11 @@ fn loss_curve(body: &mut String, report: &Report, world: &World) {
         plot.line(body, &contender.id, points.iter().map(|(rate, spread)| (*rate, spread.median)));
         for (rate, spread) in points {
             let ((x, low), (_, high)) = (plot.at(rate, spread.min), plot.at(rate, spread.max));
-            let _ = write!(body, "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"var(--{})\" stroke-width=\"1.2\"/>", contender.id);
+            let _ = write!(
+                body,
+                "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"var(--{})\" stroke-width=\"1.2\"/>",
+                contender.id
+            );
         }
     }
     body.push_str("</svg></figure>\n");
@@ -291,7 +300,11 @@ fn distribution(body: &mut String, report: &Report, world: &World, (metric, titl
     let Some(contenders) = world.distributions.get(metric) else { return };
     let all = || contenders.values().flatten().copied().filter(|value| *value > 0.0);
     // The last point is the slowest of all; it would squeeze the rest.
-    let high = contenders.values().filter_map(|points| points.get(points.len().saturating_sub(2))).copied().fold(0.0, f64::max);
+    let high = contenders
+        .values()
+        .filter_map(|points| points.get(points.len().saturating_sub(2)))
+        .copied()
+        .fold(0.0, f64::max);
     let low = all().fold(f64::INFINITY, f64::min);
     if !low.is_finite() || high <= low {
         return;
@@ -320,7 +333,12 @@ fn all_figures(body: &mut String, report: &Report, world: &World) {
     }
     body.push_str("</tr>");
     for metric in &world.metrics {
-        let _ = write!(body, "<tr><td>{} <span class=\"dim\">{}</span></td>", escape(&metric.title), escape(&metric.unit));
+        let _ = write!(
+            body,
+            "<tr><td>{} <span class=\"dim\">{}</span></td>",
+            escape(&metric.title),
+            escape(&metric.unit)
+        );
         for contender in &report.contenders {
             let cell = metric.cells.get(&contender.id);
             let Some((cell, spread)) = cell.and_then(|cell| Some((cell, cell.spread?))) else {
@@ -353,10 +371,14 @@ fn method(body: &mut String, report: &Report) {
         report.seconds
     );
     for world in &report.worlds {
-        let changed: Vec<String> =
-            world.uplink.iter().map(|(name, on)| format!("{name} {}", if *on { "on" } else { "off" })).collect();
+        let changed: Vec<String> = world
+            .uplink
+            .iter()
+            .map(|(name, on)| format!("{name} {}", if *on { "on" } else { "off" }))
+            .collect();
         let list = if changed.is_empty() { "as a veth has them".to_owned() } else { changed.join(", ") };
-        let _ = write!(body, "<p class=\"dim\">Uplink offloads of {}: {}</p>", escape(&world.id), escape(&list));
+        let _ =
+            write!(body, "<p class=\"dim\">Uplink offloads of {}: {}</p>", escape(&world.id), escape(&list));
     }
     if !report.missing.is_empty() {
         body.push_str("<h3>Missing</h3><ul>");

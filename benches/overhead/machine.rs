@@ -30,14 +30,6 @@ pub(crate) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-/// The id of the tracepoint that counts system calls, if tracefs is mounted and this kernel has it.
-pub(crate) fn syscall_event() -> Option<u64> {
-    ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"].iter().find_map(|directory| {
-        let path = format!("{directory}/events/raw_syscalls/sys_enter/id");
-        fs::read_to_string(path).ok()?.trim().parse().ok()
-    })
-}
-
 /// Watches the programs outside the lab.
 #[derive(Debug)]
 pub(crate) struct Others {
@@ -77,7 +69,8 @@ fn spent_by_others() -> f64 {
         let Ok(tasks) = fs::read_dir(path.join("task")) else { continue };
         for task in tasks.flatten() {
             let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            nanoseconds += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+            nanoseconds +=
+                text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
         }
     }
     nanoseconds as f64 / 1e9

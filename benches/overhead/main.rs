@@ -29,7 +29,9 @@ use report::{Cell, Metric, Missing, Report, World};
 use world::{Cast, Stage, WorldKind};
 
 #[derive(Debug, Parser)]
-#[command(about = "Measures what the overlay costs beside the kernel's vxlan and others, on namespaces of this machine")]
+#[command(
+    about = "Measures what the overlay costs beside the kernel's vxlan and others, on namespaces of this machine"
+)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
@@ -124,7 +126,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         window: plan.window.as_secs_f64(),
         machine: machine::describe(),
         contenders: plan.cast.contenders(),
-        missing: missing(plan.syscall_event),
+        missing: Vec::new(),
         worlds: Vec::new(),
     };
     for (at, (kind, measures)) in plan.worlds.iter().enumerate() {
@@ -133,6 +135,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     report.seconds = begin.elapsed().as_secs_f64();
     report.settle();
+    report.missing = missing(&report);
     print!("{}", table::draw(&report));
     std::fs::create_dir_all(&arguments.out).with_context(|| format!("make {}", arguments.out.display()))?;
     let (document, page) = (arguments.out.join("report.json"), arguments.out.join("report.html"));
@@ -146,15 +149,19 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(comparison.iter().all(|change| !change.is_worse()))
 }
 
-fn missing(syscall_event: Option<u64>) -> Vec<Missing> {
+fn missing(report: &Report) -> Vec<Missing> {
     let reason = "its build from the Go module is not part of this bench yet";
     let mut missing = vec![
         Missing { name: "wireguard-go".into(), reason: reason.into() },
-        Missing { name: "flannel's udp backend".into(), reason: format!("{reason}; one-packet has its shape") },
+        Missing {
+            name: "flannel's udp backend".into(),
+            reason: format!("{reason}; one-packet has its shape"),
+        },
         Missing { name: "CNI ADD of ptp with host-local".into(), reason: reason.into() },
     ];
-    if syscall_event.is_none() {
-        let reason = "tracefs is not mounted, or this kernel has no raw_syscalls tracepoint";
+    let mut metrics = report.worlds.iter().flat_map(|world| &world.metrics);
+    if !metrics.any(|metric| metric.id.ends_with(".syscalls")) {
+        let reason = "the kernel does not let us count them: no tracefs, no raw_syscalls tracepoint, or no perf events";
         missing.push(Missing { name: "system calls".into(), reason: reason.into() });
     }
     missing
@@ -168,7 +175,6 @@ struct Plan {
     window: Duration,
     seed: u64,
     cast: Cast,
-    syscall_event: Option<u64>,
     /// Pods added to time the plugin.
     adds: usize,
 }
@@ -179,7 +185,8 @@ impl Plan {
         let all = if arguments.quick { vec![L1, L2] } else { vec![L1, L2, Jumbo, Inner6, Underlay6] };
         let kinds = if arguments.worlds.is_empty() { &all } else { &arguments.worlds };
         let wanted = |measure: &Measure| {
-            arguments.only.is_empty() || arguments.only.iter().any(|only| measure.id().starts_with(only.as_str()))
+            arguments.only.is_empty()
+                || arguments.only.iter().any(|only| measure.id().starts_with(only.as_str()))
         };
         let measures = |kind: WorldKind| -> Vec<Measure> {
             let all = match kind {
@@ -196,11 +203,16 @@ impl Plan {
             bail!("no measure begins with {}", arguments.only.join(" or "));
         }
         let against = arguments.against.clone();
-        let against = against.map(|path| path.canonicalize().with_context(|| format!("find {}", path.display())));
+        let against =
+            against.map(|path| path.canonicalize().with_context(|| format!("find {}", path.display())));
         Ok(Self {
             worlds,
             rounds: arguments.rounds.unwrap_or(if arguments.quick { 2 } else { 5 }).max(1),
-            window: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.quick { 0.5 } else { 1.0 })),
+            window: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.quick {
+                0.5
+            } else {
+                1.0
+            })),
             seed: arguments.seed.unwrap_or_else(machine::seconds_since_1970),
             cast: Cast {
                 only: arguments.contenders.clone(),
@@ -208,7 +220,6 @@ impl Plan {
                 flags: arguments.flag.clone(),
                 against_flags: arguments.against_flag.clone(),
             },
-            syscall_event: machine::syscall_event(),
             adds: if arguments.quick { 10 } else { 50 },
         })
     }
@@ -223,10 +234,11 @@ impl Plan {
                 let mut order: Vec<_> = stage.ways.iter().collect();
                 lots.shuffle(&mut order);
                 for way in order {
-                    let name = format!("round {}/{}  {:<14} {}", round + 1, self.rounds, measure.id(), way.id);
+                    let name =
+                        format!("round {}/{}  {:<14} {}", round + 1, self.rounds, measure.id(), way.id);
                     progress.show(&name);
                     let others = machine::Others::watch();
-                    let taken = measure.take(way, self.window, self.syscall_event);
+                    let taken = measure.take(way, self.window);
                     let steal = taken.as_ref().map_or(0.0, |taken| taken.steal);
                     let disturbed = others.disturbed(self.window.as_secs_f64(), steal);
                     match taken {

@@ -58,7 +58,11 @@ pub(crate) fn short() -> Vec<Measure> {
     let keep = |measure: &Measure| {
         !matches!(
             measure,
-            Measure::Paced(_) | Measure::RoundTripsPinned | Measure::RoundTripsLoaded | Measure::Connections | Measure::Idle
+            Measure::Paced(_)
+                | Measure::RoundTripsPinned
+                | Measure::RoundTripsLoaded
+                | Measure::Connections
+                | Measure::Idle
         )
     };
     all().into_iter().filter(keep).collect()
@@ -136,7 +140,7 @@ impl Measure {
     }
 
     /// Takes it once.
-    pub(crate) fn take(self, way: &Route, window: Duration, syscall_event: Option<u64>) -> Result<Taken> {
+    pub(crate) fn take(self, way: &Route, window: Duration) -> Result<Taken> {
         let mut watch = way.carriers.clone();
         watch.push(way.server.process.pid());
         let mut load = Load {
@@ -145,7 +149,7 @@ impl Measure {
             warm_up: window / 5,
             window,
             watch: watch.clone(),
-            syscall_event,
+            count_syscalls: true,
             cpu: None,
         };
         let measured = match self {
@@ -158,7 +162,12 @@ impl Measure {
             }
             Self::RoundTripsLoaded => {
                 let work = Work::Tcp { streams: 1, direction: Direction::Up };
-                let longer = Load { work, window: window * 2 + Duration::from_secs(1), watch: Vec::new(), ..load.clone() };
+                let longer = Load {
+                    work,
+                    window: window * 2 + Duration::from_secs(1),
+                    watch: Vec::new(),
+                    ..load.clone()
+                };
                 let filling = way.client.start_load(&longer)?;
                 std::thread::sleep(window / 4);
                 let measured = way.client.load(&load);
@@ -190,7 +199,9 @@ impl Measure {
                 unit = Some((datagrams.in_window as f64 / 1e6, "million packets"));
             }
             Outcome::RoundTrips { quantiles_us, p999_us, .. } => {
-                let at = |share: f64| quantiles_us.get(((quantiles_us.len() - 1) as f64 * share) as usize).copied();
+                let at = |share: f64| {
+                    quantiles_us.get(((quantiles_us.len() - 1) as f64 * share) as usize).copied()
+                };
                 figures.add("", "p50", "us", Better::Lower, at(0.5).context("no distribution")?);
                 figures.add("p99", "p99", "us", Better::Lower, at(0.99).context("no distribution")?);
                 figures.add("p999", "p99.9", "us", Better::Lower, p999_us);
@@ -199,6 +210,7 @@ impl Measure {
             Outcome::Connections(count) => {
                 figures.add("", "", "connections/s", Better::Higher, count as f64 / usage.seconds);
             }
+            Outcome::Idle if way.carriers.is_empty() => {}
             Outcome::Idle => {
                 let carriers = &usage.processes[..way.carriers.len()];
                 let cpu: f64 = carriers.iter().map(|process| process.cpu).sum();
@@ -233,7 +245,13 @@ impl Measure {
             }
         }
         if let Some(rss) = carriers.iter().map(|process| process.rss).max() {
-            figures.add("rss", "memory of a daemon (RSS)", "MiB", Better::Lower, rss as f64 / (1 << 20) as f64);
+            figures.add(
+                "rss",
+                "memory of a daemon (RSS)",
+                "MiB",
+                Better::Lower,
+                rss as f64 / (1 << 20) as f64,
+            );
         }
         Ok(Taken { figures: figures.list, quantiles_us: quantiles, steal: usage.steal })
     }

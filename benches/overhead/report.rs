@@ -133,7 +133,8 @@ pub(crate) struct Cell {
 impl Report {
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let report: Self = serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        let report: Self =
+            serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
         ensure!(report.schema == SCHEMA, "{} is a {}, not a {SCHEMA}", path.display(), report.schema);
         Ok(report)
     }

@@ -46,7 +46,7 @@ fn draw_world(text: &mut String, report: &Report, world: &World) {
         let _ = write!(text, " {:>WIDTH$}", contender.id);
     }
     text.push('\n');
-    for metric in &world.metrics {
+    for metric in world.metrics.iter().filter(|metric| is_shown(&metric.id)) {
         let _ = write!(text, "  {:<54}", format!("{} [{}]", metric.title, metric.unit));
         for contender in &report.contenders {
             let cell = metric.cells.get(&contender.id);
@@ -66,9 +66,27 @@ fn draw_world(text: &mut String, report: &Report, world: &World) {
         }
         text.push('\n');
     }
-    let disturbed = world.metrics.iter().flat_map(|metric| metric.cells.values()).any(|cell| cell.disturbed.contains(&true));
+    let disturbed = world
+        .metrics
+        .iter()
+        .flat_map(|metric| metric.cells.values())
+        .any(|cell| cell.disturbed.contains(&true));
     if disturbed {
         text.push_str("  * in some rounds other programs used the processor\n");
+    }
+}
+
+/// The terminal gets what matters most; the documents have all.
+fn is_shown(id: &str) -> bool {
+    let (measure, figure) = id.split_once('.').unwrap_or((id, ""));
+    match figure {
+        "" => !measure.starts_with("paced"),
+        "loss" | "p99" | "p999" => true,
+        "cpu" => measure.starts_with("tcp") || measure.starts_with("udp"),
+        "carrier_cpu" | "syscalls" | "switches" => matches!(measure, "tcp_1" | "tcp_4" | "udp_64"),
+        "softirq" => measure == "tcp_4",
+        "rss" => measure == "idle",
+        _ => false,
     }
 }
 

@@ -172,7 +172,8 @@ fn overlayd(lab: &Lab, nodes: [usize; 2], program: Option<&PathBuf>, flags: &[St
         }
     }
     let pods = [nodes[0].try_add_pod("client")?, nodes[1].try_add_pod("server")?];
-    let carriers = nodes.iter().map(|node| Ok(node.try_status()?.pid.cast_signed())).collect::<Result<_>>()?;
+    let carriers =
+        nodes.iter().map(|node| Ok(node.try_status()?.pid.cast_signed())).collect::<Result<_>>()?;
     let [client, server] = pods.map(|pod| Host::clone(&pod));
     let id = if program.is_some() { "overlayd-other" } else { "overlayd" };
     Ok(way(id, [client, server], carriers, running)?)
@@ -205,8 +206,15 @@ fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
                     Ok(SocketAddr::new(addresses[which].context("no underlay address")?, ONE_PACKET_PORT))
                 };
                 let program = std::env::current_exe().context("where is this program")?;
-                let arguments = ["one-packet".into(), device.into(), mtu.to_string(), at(own)?.to_string(), at(other)?.to_string()];
-                let process = lab.node(nodes[own]).command(&program.to_string_lossy()).args(arguments).try_spawn()?;
+                let arguments = [
+                    "one-packet".into(),
+                    device.into(),
+                    mtu.to_string(),
+                    at(own)?.to_string(),
+                    at(other)?.to_string(),
+                ];
+                let process =
+                    lab.node(nodes[own]).command(&program.to_string_lossy()).args(arguments).try_spawn()?;
                 process.wait_stdout(|line| line == "carrying");
                 carriers.push(process.pid());
                 running.push(process);

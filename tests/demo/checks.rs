@@ -228,7 +228,11 @@ pub(crate) fn speed(world: &World<'_>, report: &mut Report) {
     };
     report.line(&format!("    {:<44} {:>16} {:>16} {:>16}", "", "overlayd", "kernel vxlan", "no tunnel"));
     let rows: [(&str, Judge, Show); 3] = [
-        ("TCP throughput, one stream, Gbit/s", |own, plain| own > plain * FLOOR, |m| (gbit(m), String::new())),
+        (
+            "TCP throughput, one stream, Gbit/s",
+            |own, plain| own > plain * FLOOR,
+            |m| (gbit(m), String::new()),
+        ),
         ("UDP of 64 bytes, packets/s received (lost)", |own, plain| own > plain * FLOOR, datagrams),
         ("round trip, median, microseconds", |own, _| own < 5_000.0, |m| (median_us(m), String::new())),
     ];
@@ -236,13 +240,22 @@ pub(crate) fn speed(world: &World<'_>, report: &mut Report) {
         let values: Vec<(f64, String)> = measured.iter().map(|of_one| show(&of_one[at])).collect();
         let cells: Vec<String> = values
             .iter()
-            .map(|(value, note)| {
-                if *value < 100.0 { format!("{value:.2}{note}") } else { format!("{value:.0}{note}") }
-            })
+            .map(
+                |(value, note)| {
+                    if *value < 100.0 { format!("{value:.2}{note}") } else { format!("{value:.0}{note}") }
+                },
+            )
             .collect();
         let ok = judge(values[0].0, values[2].0);
-        report.line(&format!("  {} {name:<44} {:>16} {:>16} {:>16}", report.mark(ok), cells[0], cells[1], cells[2]));
-        let detail = format!("overlayd {}, kernel vxlan {}, without a tunnel {}", cells[0], cells[1], cells[2]);
+        report.line(&format!(
+            "  {} {name:<44} {:>16} {:>16} {:>16}",
+            report.mark(ok),
+            cells[0],
+            cells[1],
+            cells[2]
+        ));
+        let detail =
+            format!("overlayd {}, kernel vxlan {}, without a tunnel {}", cells[0], cells[1], cells[2]);
         report.keep(name.to_owned(), ok, detail);
     }
 }
@@ -266,7 +279,7 @@ fn measure(client: &Host, server: &Host) -> anyhow::Result<[Measured; 3]> {
             warm_up: Duration::from_millis(200),
             window: MEASURE,
             watch: Vec::new(),
-            syscall_event: None,
+            count_syscalls: false,
             cpu: None,
         })?);
     }

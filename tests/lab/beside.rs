@@ -79,7 +79,8 @@ impl Lab {
         self.core().settle(&Request::Space(space.clone()))?;
         let link = format!("{}-host", beside.name);
         let end = |space: &str, name: &str| End { space: space.to_owned(), name: name.to_owned() };
-        let mut steps = vec![Step::Veth { a: end(node.name(), &link), b: end(&space, "eth0"), mtu: beside.mtu }];
+        let mut steps =
+            vec![Step::Veth { a: end(node.name(), &link), b: end(&space, "eth0"), mtu: beside.mtu }];
         let mut found = Vec::new();
         for (gateway, net) in beside.gateways(number).into_iter().zip(beside.addresses(number, 2)) {
             steps.push(Step::Address { space: node.name().into(), link: link.clone(), net: gateway });
@@ -100,7 +101,12 @@ impl Lab {
         let space = own_node.name().to_owned();
         let (own, other) = (u8::try_from(own)?, u8::try_from(other)?);
         let gateways = beside.gateways(other);
-        let to = |net: &IpNet, via, link| Step::Route { space: space.clone(), destination: net.trunc(), via, link };
+        let to = |net: &IpNet, via, link| Step::Route {
+            space: space.clone(),
+            destination: net.trunc(),
+            via,
+            link,
+        };
         match &beside.way {
             Way::Plain => gateways
                 .iter()
@@ -111,7 +117,9 @@ impl Lab {
                     Ok(to(net, Some(*via), None))
                 })
                 .collect(),
-            Way::Device(device) => Ok(gateways.iter().map(|net| to(net, None, Some(device.clone()))).collect()),
+            Way::Device(device) => {
+                Ok(gateways.iter().map(|net| to(net, None, Some(device.clone()))).collect())
+            }
             Way::KernelVxlan => {
                 let (local, remote) = (first(&own_node)?, first(&other_node)?);
                 let link = format!("{}-vx", beside.name);

@@ -63,8 +63,8 @@ pub struct Load {
     pub window: Duration,
     /// Processes inside the lab whose cost is to be reported.
     pub watch: Vec<i32>,
-    /// Id of the tracepoint `raw_syscalls:sys_enter`, to count system calls of the watched processes by.
-    pub syscall_event: Option<u64>,
+    /// Whether to count the watched processes' system calls too, if the kernel lets us.
+    pub count_syscalls: bool,
     /// Runs the client on this CPU only.
     pub cpu: Option<usize>,
 }

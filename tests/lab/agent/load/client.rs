@@ -26,7 +26,7 @@ pub(crate) fn run(load: &Load) -> Result<()> {
     if let Some(cpu) = load.cpu {
         super::usage::pin_thread(Some(cpu), None)?;
     }
-    let meter = Meter::open(&load.watch, load.syscall_event)?;
+    let meter = Meter::open(&load.watch, load.count_syscalls)?;
     let begin = now() + load.warm_up.as_nanos() as u64;
     let window = Window { begin, end: begin + load.window.as_nanos() as u64 };
     let key = fastrand::u64(..);

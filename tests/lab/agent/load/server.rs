@@ -125,7 +125,8 @@ fn serve_udp(socket: &UdpSocket, counts: &Counts) {
                 let _ = socket.send_to(datagram, from);
             }
             Some(&COUNTED) if length >= DATAGRAM => {
-                let word = |at: usize| datagram[at..].first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
+                let word =
+                    |at: usize| datagram[at..].first_chunk().map_or(0, |word| u64::from_be_bytes(*word));
                 let (key, sequence, now) = (word(1), word(9), now());
                 entry(counts, key, |count| {
                     count.received += 1;

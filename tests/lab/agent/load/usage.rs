@@ -5,7 +5,8 @@ use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
 use rustix::param::clock_ticks_per_second;
 use tests::load::{ProcessUsage, Usage};
 
@@ -33,11 +34,12 @@ pub(super) struct Sample {
 }
 
 impl Meter {
-    pub(super) fn open(processes: &[i32], syscall_event: Option<u64>) -> Result<Self> {
+    pub(super) fn open(processes: &[i32], count_syscalls: bool) -> Result<Self> {
+        let syscall_event = if count_syscalls { syscall_event() } else { None };
         let mut opened = vec![(std::process::id().cast_signed(), None)];
         for &process in processes {
             let counters = match syscall_event {
-                Some(event) => count_syscalls(process, event)?,
+                Some(event) => syscall_counters(process, event)?,
                 None => None,
             };
             opened.push((process, counters));
@@ -92,13 +94,10 @@ fn tasks(process: i32) -> Result<Vec<i32>> {
 }
 
 fn process(id: i32, counters: Option<&[fs::File]>) -> Result<ProcessUsage> {
-    let (mut nanoseconds, mut switches, mut rss) = (0, 0, 0);
+    let (mut switches, mut rss) = (0, 0);
     for task in tasks(id)? {
         // A thread may end meanwhile.
-        let read = |what| fs::read_to_string(format!("/proc/{id}/task/{task}/{what}")).unwrap_or_default();
-        let status = read("status");
-        // Time on a CPU comes first, and is exact, where utime and stime count ticks.
-        nanoseconds += number::<u64>(read("schedstat").split_whitespace().next().unwrap_or_default());
+        let status = fs::read_to_string(format!("/proc/{id}/task/{task}/status")).unwrap_or_default();
         for (key, value) in status.lines().filter_map(|line| line.split_once(':')) {
             let value = number::<u64>(value.split_whitespace().next().unwrap_or_default());
             match key {
@@ -109,7 +108,18 @@ fn process(id: i32, counters: Option<&[fs::File]>) -> Result<ProcessUsage> {
         }
     }
     let syscalls = counters.map(|counters| counters.iter().map(read_counter).sum());
-    Ok(ProcessUsage { cpu: nanoseconds as f64 / 1e9, switches, syscalls, rss })
+    Ok(ProcessUsage { cpu: processor_time(id)?, switches, syscalls, rss })
+}
+
+/// The id of the tracepoint that every system call passes. Only this mount namespace sees the file system that tells it.
+fn syscall_event() -> Option<u64> {
+    const DIRECTORY: &str = "/sys/kernel/tracing";
+    let path = format!("{DIRECTORY}/events/raw_syscalls/sys_enter/id");
+    if !fs::exists(&path).unwrap_or(false) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("tracefs"), DIRECTORY, Some("tracefs"), flags, None::<&str>).ok()?;
+    }
+    fs::read_to_string(&path).ok()?.trim().parse().ok()
 }
 
 fn read_counter(mut counter: &fs::File) -> u64 {
@@ -117,8 +127,22 @@ fn read_counter(mut counter: &fs::File) -> u64 {
     counter.read_exact(&mut value).map_or(0, |()| u64::from_ne_bytes(value))
 }
 
+/// Seconds of CPU, exactly, threads that are over included.
+fn processor_time(process: i32) -> Result<f64> {
+    let mut clock = 0;
+    // SAFETY: all zeroes is a valid value of this plain data.
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: the places to write to outlive the calls, each of the type that its call expects.
+    let done = unsafe {
+        libc::clock_getcpuclockid(process, &raw mut clock) == 0
+            && libc::clock_gettime(clock, &raw mut time) == 0
+    };
+    ensure!(done, "process {process} is gone");
+    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
 /// One counter of a tracepoint for each thread; `None` if the kernel does not let us.
-fn count_syscalls(process: i32, event: u64) -> Result<Option<Vec<fs::File>>> {
+fn syscall_counters(process: i32, event: u64) -> Result<Option<Vec<fs::File>>> {
     let mut counters = Vec::new();
     for task in tasks(process)? {
         // type and size, config, sample_period, sample_type, read_format, flags, wakeup_events and bp_type, config1.
