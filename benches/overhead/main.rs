@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
-use measure::{Measure, Taken};
+use measure::{Figure, Measure, Taken};
 use report::{Cell, Metric, Missing, Report, World};
 use world::{Cast, Stage, WorldKind};
 
@@ -249,6 +249,14 @@ impl Plan {
                 }
             }
         }
+        for measure in measures.iter().filter(|measure| measure.counts_syscalls()) {
+            for way in stage.ways.iter().filter(|way| !way.carriers.is_empty()) {
+                progress.show(&format!("system calls  {:<14} {}", measure.id(), way.id));
+                for figure in measure.count_syscalls(way, self.window)? {
+                    gathered.keep_figure(&way.id, 0, figure, false);
+                }
+            }
+        }
         if self.cast.contenders().iter().any(|contender| contender.id == "overlayd") {
             progress.show("CNI ADD");
             gathered.keep_adds(&stage, self.adds)?;
@@ -284,23 +292,27 @@ impl Gathered {
             of.entry(contender.to_owned()).or_default().push(quantiles);
         }
         for figure in taken.figures {
-            let at = self.metrics.iter().position(|metric| metric.id == figure.id).unwrap_or_else(|| {
-                self.metrics.push(Metric {
-                    id: figure.id,
-                    title: figure.title,
-                    unit: figure.unit.to_owned(),
-                    better: figure.better,
-                    cells: BTreeMap::new(),
-                });
-                self.metrics.len() - 1
-            });
-            let cell: &mut Cell = self.metrics[at].cells.entry(contender.to_owned()).or_default();
-            // Rounds that failed leave holes.
-            cell.values.resize(round, None);
-            cell.disturbed.resize(round, false);
-            cell.values.push(Some(figure.value));
-            cell.disturbed.push(disturbed);
+            self.keep_figure(contender, round, figure, disturbed);
         }
+    }
+
+    fn keep_figure(&mut self, contender: &str, round: usize, figure: Figure, disturbed: bool) {
+        let at = self.metrics.iter().position(|metric| metric.id == figure.id).unwrap_or_else(|| {
+            self.metrics.push(Metric {
+                id: figure.id,
+                title: figure.title,
+                unit: figure.unit.to_owned(),
+                better: figure.better,
+                cells: BTreeMap::new(),
+            });
+            self.metrics.len() - 1
+        });
+        let cell: &mut Cell = self.metrics[at].cells.entry(contender.to_owned()).or_default();
+        // Rounds that failed leave holes.
+        cell.values.resize(round, None);
+        cell.disturbed.resize(round, false);
+        cell.values.push(Some(figure.value));
+        cell.disturbed.push(disturbed);
     }
 
     /// Times the plugin, from the lab's order to start it to its end.

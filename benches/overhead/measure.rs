@@ -80,6 +80,9 @@ pub(crate) fn quick() -> Vec<Measure> {
     ]
 }
 
+/// How the ids of figures of system calls end.
+const SYSCALLS: &str = "syscalls";
+
 /// One number.
 #[derive(Clone, Debug)]
 pub(crate) struct Figure {
@@ -139,19 +142,36 @@ impl Measure {
         }
     }
 
-    /// Takes it once.
-    pub(crate) fn take(self, way: &Route, window: Duration) -> Result<Taken> {
+    /// Whether the daemons' system calls are of interest.
+    pub(crate) fn counts_syscalls(self) -> bool {
+        matches!(self, Self::Tcp(1 | 4, Direction::Up) | Self::Flood(_))
+    }
+
+    /// Counts the daemons' system calls: for itself, because every system call of the machine is slower meanwhile.
+    pub(crate) fn count_syscalls(self, way: &Route, window: Duration) -> Result<Vec<Figure>> {
+        let measured = way.client.load(&self.load(way, window, true))?;
+        let figures = self.figures(way, measured)?.figures;
+        Ok(figures.into_iter().filter(|figure| figure.id.ends_with(SYSCALLS)).collect())
+    }
+
+    fn load(self, way: &Route, window: Duration, count_syscalls: bool) -> Load {
         let mut watch = way.carriers.clone();
         watch.push(way.server.process.pid());
-        let mut load = Load {
+        Load {
             server: way.to,
             work: self.work(),
             warm_up: window / 5,
             window,
-            watch: watch.clone(),
-            count_syscalls: true,
+            watch,
+            count_syscalls,
             cpu: None,
-        };
+        }
+    }
+
+    /// Takes it once.
+    pub(crate) fn take(self, way: &Route, window: Duration) -> Result<Taken> {
+        let mut load = self.load(way, window, false);
+        let watch = load.watch.clone();
         let measured = match self {
             Self::RoundTripsPinned => {
                 load.cpu = Some(0);
@@ -240,7 +260,7 @@ impl Measure {
                 let syscalls: Option<u64> = carriers.iter().map(|process| process.syscalls).sum();
                 if let Some(syscalls) = syscalls {
                     let title = "system calls of the daemons";
-                    figures.add("syscalls", title, count, Better::Lower, per(syscalls as f64));
+                    figures.add(SYSCALLS, title, count, Better::Lower, per(syscalls as f64));
                 }
             }
         }
