@@ -8,10 +8,10 @@ use crate::stats::Spread;
 use crate::table::number;
 
 /// Widths in the drawings' own units, which the page scales.
-const NAME: f64 = 190.0;
-const BARS: f64 = 400.0;
-const FIGURES: f64 = 170.0;
-const ROW: f64 = 24.0;
+const NAME: f64 = 105.0;
+const BARS: f64 = 290.0;
+const FIGURES: f64 = 115.0;
+const ROW: f64 = 22.0;
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2330;--dim:#647084;--line:#d8dde5;--good:#0a7d4b;--bad:#b3261e;
@@ -196,8 +196,8 @@ struct Plot {
 }
 
 impl Plot {
-    const WIDTH: f64 = 640.0;
-    const HEIGHT: f64 = 250.0;
+    const WIDTH: f64 = 510.0;
+    const HEIGHT: f64 = 220.0;
     const LEFT: f64 = 46.0;
     const BOTTOM: f64 = 30.0;
 

@@ -42,7 +42,7 @@ struct Arguments {
     /// Underlays to measure on (default: all; l1 and l2 with --quick)
     #[arg(long, value_delimiter = ',')]
     worlds: Vec<WorldKind>,
-    /// Measures to take, by the beginning of their ids: tcp, udp_64, paced, rtt, connections, idle
+    /// Measures to take, by id or its first words: tcp, tcp_4, udp_64, paced, paced_200k, rtt, connections, idle
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Contenders besides kernel-vxlan: plain, overlayd, overlayd-other, one-packet
