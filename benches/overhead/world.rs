@@ -4,7 +4,7 @@
 //! have no netfilter rule at all: the kernel's vxlan is measured at its best. A second build of overlayd, if one is given, has nodes 5 and 6.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -149,7 +149,7 @@ impl Stage {
         for contender in cast.contenders() {
             let way = match contender.id.as_str() {
                 "overlayd" => overlayd(&lab, [1, 2], None, &cast.flags),
-                "overlayd-other" => overlayd(&lab, [5, 6], cast.against.as_ref(), &cast.against_flags),
+                "overlayd-other" => overlayd(&lab, [5, 6], cast.against.as_deref(), &cast.against_flags),
                 id => beside(&lab, id, kind),
             };
             ways.push(way.with_context(|| format!("{} in {}", contender.id, kind.id()))?);
@@ -158,7 +158,7 @@ impl Stage {
     }
 }
 
-fn overlayd(lab: &Lab, nodes: [usize; 2], program: Option<&PathBuf>, flags: &[String]) -> Result<Route> {
+fn overlayd(lab: &Lab, nodes: [usize; 2], program: Option<&Path>, flags: &[String]) -> Result<Route> {
     let nodes = nodes.map(|number| lab.node(number));
     let mut running = Vec::new();
     for node in &nodes {
@@ -176,11 +176,11 @@ fn overlayd(lab: &Lab, nodes: [usize; 2], program: Option<&PathBuf>, flags: &[St
         nodes.iter().map(|node| Ok(node.try_status()?.pid.cast_signed())).collect::<Result<_>>()?;
     let [client, server] = pods.map(|pod| Host::clone(&pod));
     let id = if program.is_some() { "overlayd-other" } else { "overlayd" };
-    Ok(way(id, [client, server], carriers, running)?)
+    way(id, [client, server], carriers, running)
 }
 
 /// Starts another build's daemon as the lab starts this one's.
-fn start(node: &Node, program: &PathBuf, flags: &[String]) -> Result<Process> {
+fn start(node: &Node, program: &Path, flags: &[String]) -> Result<Process> {
     let arguments = ["run", "--node-name", node.name(), "--nodes-file", tests::node::NODES_FILE];
     let command = node.command(&program.to_string_lossy()).args(arguments);
     let process = command.args(["--run-dir", tests::node::RUN_DIR]).args(flags).try_spawn()?;
