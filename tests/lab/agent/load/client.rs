@@ -198,7 +198,7 @@ fn pour(socket: &UdpSocket, mut bytes: Vec<u8>, per_second: u64, end: u64) -> u6
             0 => sent + 64,
             rate => ((time - begin) as f64 / 1e9 * rate as f64) as u64,
         };
-        for _ in sent..due {
+        while sent < due {
             bytes[9..17].copy_from_slice(&sent.to_be_bytes());
             let _ = socket.send(&bytes);
             sent += 1;
