@@ -34,7 +34,7 @@ th{font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}.key{display:in
 ";
 
 /// Bars of every world, if it was measured there: metric id.
-const CHARTS: [&str; 11] = [
+const CHARTS: [&str; 12] = [
     "tcp_1",
     "tcp_4",
     "tcp_16",
@@ -43,6 +43,7 @@ const CHARTS: [&str; 11] = [
     "udp_1200",
     "rtt",
     "rtt_pinned",
+    "rtt_apart",
     "tcp_1.cpu",
     "tcp_4.cpu",
     "connections",
@@ -122,9 +123,12 @@ fn section(body: &mut String, report: &Report, world: &World) {
         }
     }
     loss_curve(body, report, world);
-    for (metric, title) in
-        [("rtt", "idle"), ("rtt_pinned", "all on one CPU"), ("rtt_loaded", "beside a TCP stream")]
-    {
+    for (metric, title) in [
+        ("rtt", "idle"),
+        ("rtt_pinned", "all on one CPU"),
+        ("rtt_apart", "ends on two CPUs"),
+        ("rtt_loaded", "beside a TCP stream"),
+    ] {
         distribution(body, report, world, (metric, title));
     }
     body.push_str("</div>");

@@ -21,6 +21,8 @@ pub(crate) enum Measure {
     RoundTrips,
     /// The same with client, server and carriers on one CPU.
     RoundTripsPinned,
+    /// The same with the client on one CPU and the server on another, as on two machines; carriers where they like.
+    RoundTripsApart,
     /// The same while one TCP stream fills the way.
     RoundTripsLoaded,
     /// TCP connections.
@@ -46,6 +48,7 @@ pub(crate) fn all() -> Vec<Measure> {
     all.extend([
         Measure::RoundTrips,
         Measure::RoundTripsPinned,
+        Measure::RoundTripsApart,
         Measure::RoundTripsLoaded,
         Measure::Connections,
         Measure::Idle,
@@ -110,6 +113,7 @@ impl Measure {
             Self::Paced(rate) => format!("paced_{rate}k"),
             Self::RoundTrips => "rtt".into(),
             Self::RoundTripsPinned => "rtt_pinned".into(),
+            Self::RoundTripsApart => "rtt_apart".into(),
             Self::RoundTripsLoaded => "rtt_loaded".into(),
             Self::Connections => "connections".into(),
             Self::Idle => "idle".into(),
@@ -125,6 +129,7 @@ impl Measure {
             Self::Paced(rate) => format!("UDP 64 bytes at {rate},000/s"),
             Self::RoundTrips => "Round trip, idle".into(),
             Self::RoundTripsPinned => "Round trip, all on one CPU".into(),
+            Self::RoundTripsApart => "Round trip, ends on two CPUs".into(),
             Self::RoundTripsLoaded => "Round trip beside a TCP stream".into(),
             Self::Connections => "TCP connections".into(),
             Self::Idle => "Idle".into(),
@@ -136,7 +141,9 @@ impl Measure {
             Self::Tcp(streams, direction) => Work::Tcp { streams, direction },
             Self::Flood(size) => Work::Udp { size, per_second: 0 },
             Self::Paced(rate) => Work::Udp { size: 64, per_second: rate * 1000 },
-            Self::RoundTrips | Self::RoundTripsPinned | Self::RoundTripsLoaded => Work::RoundTrips,
+            Self::RoundTrips | Self::RoundTripsPinned | Self::RoundTripsApart | Self::RoundTripsLoaded => {
+                Work::RoundTrips
+            }
             Self::Connections => Work::Connections,
             Self::Idle => Work::Idle,
         }
@@ -178,6 +185,14 @@ impl Measure {
                 way.client.pin(Some(0), &watch)?;
                 let measured = way.client.load(&load);
                 way.client.pin(None, &watch)?;
+                measured?
+            }
+            Self::RoundTripsApart => {
+                load.cpu = Some(0);
+                let server = [way.server.process.pid()];
+                way.client.pin(Some(1), &server)?;
+                let measured = way.client.load(&load);
+                way.client.pin(None, &server)?;
                 measured?
             }
             Self::RoundTripsLoaded => {
