@@ -27,9 +27,11 @@ use crate::sysctl::{self, Setting};
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 pub(crate) const TABLE_MAIN: u32 = 254;
 
-/// How long the pod's end may take to see its carrier: the kernel does it from a work queue, in microseconds unless
-/// that is busy. Until then the pod sees a link that is not running.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the pod's end may take to see its carrier, and its IPv6 address to stop being tentative: the kernel does
+/// both from work queues, in microseconds unless those are busy. Until then the pod sees a link that is not running, and
+/// an IPv6 address that does not answer, although it skips duplicate address detection (`addrconf_dad_begin` in
+/// net/ipv6/addrconf.c).
+const USABLE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Metrics of the routes of a container's further interfaces begin here, after the 1024 of IPv6's own.
 const SECOND_METRIC: u32 = 2000;
@@ -132,7 +134,7 @@ impl Plumbing {
             })??;
         plumbing.host_side(index, lease, pod_mac)?;
         pod.connect(lease, host_mac)?;
-        pod.await_carrier()?;
+        pod.await_usable(lease)?;
         Ok(plumbing)
     }
 
@@ -296,16 +298,32 @@ impl PodSide {
         }
     }
 
-    fn await_carrier(&mut self) -> Result<(), CniError> {
-        let deadline = Instant::now() + CARRIER_PATIENCE;
-        while !self.netlink.link_is_running(self.index)? {
+    fn await_usable(&mut self, lease: &Lease) -> Result<(), CniError> {
+        let deadline = Instant::now() + USABLE_PATIENCE;
+        while let Some(missing) = self.missing(lease)? {
             if Instant::now() > deadline {
-                let message = format!("link {} of the container does not come up", self.ifname);
+                let message = format!("link {} of the container {missing}", self.ifname);
                 return Err(CniError::new(Code::Plumbing, message));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// What keeps the link from being used, if anything.
+    fn missing(&mut self, lease: &Lease) -> Result<Option<&'static str>, NetlinkError> {
+        if !self.netlink.link_is_running(self.index)? {
+            return Ok(Some("does not come up"));
+        }
+        if !has_v6(lease) {
+            return Ok(None);
+        }
+        // The kernel's own link-local address may take its time.
+        let leased = addresses(lease);
+        let tentative = self.netlink.addresses()?.iter().any(|address| {
+            address.link == self.index && address.tentative && leased.contains(&address.net.addr())
+        });
+        Ok(tentative.then_some("has an address that stays tentative"))
     }
 }
 

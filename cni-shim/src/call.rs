@@ -12,11 +12,11 @@ use wire::ipc::{FrameError, HEADER_LEN, RefusalKind, Reply, Request, decode, dec
 
 use crate::error::{CniError, Code};
 
-/// How long an absent daemon is waited for: a restart takes less.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a daemon that is absent or not ready yet is waited for: a restart takes less.
+const RESTART_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Pause between two attempts to reach it. Nothing tells when a socket begins to listen.
-const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// Pause between two attempts. Nothing tells when a socket begins to listen or a daemon is ready.
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
@@ -58,18 +58,24 @@ pub fn call_once(socket: &Path, request: &Request, deadline: Instant) -> Result<
     })
 }
 
-/// Asks, and while the daemon is absent or goes away asks again for a while.
+/// Asks, and while the daemon is absent, goes away or is not ready yet asks again for a while.
 ///
 /// # Errors
 /// Code 11 if it cannot be reached or does not answer, 102 if its answer makes no sense.
 pub fn call(socket: &Path, request: &Request, deadline: Instant) -> Result<Reply, CniError> {
-    let give_up = deadline.min(Instant::now() + CONNECT_PATIENCE);
+    let give_up = deadline.min(Instant::now() + RESTART_PATIENCE);
     loop {
-        match call_once(socket, request, deadline) {
+        let outcome = call_once(socket, request, deadline);
+        let may_pass = match &outcome {
+            Ok(reply) => matches!(reply, Reply::Refused { kind: RefusalKind::NotReady, .. }),
+            Err(error) => error.may_pass(),
+        };
+        if may_pass && Instant::now() + RESTART_PAUSE < give_up {
+            thread::sleep(RESTART_PAUSE);
+            continue;
+        }
+        match outcome {
             Ok(reply) => return Ok(reply),
-            Err(error) if error.may_pass() && Instant::now() + CONNECT_PAUSE < give_up => {
-                thread::sleep(CONNECT_PAUSE);
-            }
             Err(CallError::Frame(error)) => {
                 let message = format!("overlayd on {} answers nonsense: {error}", socket.display());
                 return Err(CniError::new(Code::Daemon, message));
@@ -211,6 +217,33 @@ mod tests {
             serve(UnixListener::bind(path).unwrap(), encode(&Reply::Done).unwrap()).join().unwrap()
         });
         assert_eq!(call(&place.0, &request(), soon()).unwrap(), Reply::Done);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_ready_yet_is_asked_again() {
+        let place = Place::new();
+        let listener = UnixListener::bind(&place.0).unwrap();
+        let not_ready = Reply::Refused { kind: RefusalKind::NotReady, message: "starting".into() };
+        let server = thread::spawn(move || {
+            for reply in [&not_ready, &not_ready, &Reply::Done] {
+                let answer = encode(reply).unwrap();
+                assert_eq!(serve(listener.try_clone().unwrap(), answer).join().unwrap(), request());
+            }
+        });
+        assert_eq!(call(&place.0, &request(), soon()).unwrap(), Reply::Done);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_never_becomes_ready_is_quoted() {
+        let place = Place::new();
+        let listener = UnixListener::bind(&place.0).unwrap();
+        let full = Reply::Refused { kind: RefusalKind::NotReady, message: "no nodes".into() };
+        let server = serve(listener, encode(&full).unwrap());
+        // Less than the pause between two attempts.
+        let deadline = Instant::now() + RESTART_PAUSE;
+        assert_eq!(call(&place.0, &request(), deadline).unwrap(), full);
         server.join().unwrap();
     }
 

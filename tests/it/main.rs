@@ -1,7 +1,23 @@
 //! Tests that need root or a second process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod cleanup;
+mod cni;
+mod config;
 mod corpus;
+mod deploy;
+mod egress;
+mod heal;
+mod hostile;
 mod lab;
+mod metrics;
+mod mtu;
+mod nodes;
+mod operate;
 mod overlay;
 mod readme;
+mod restart;
+mod static_build;
+mod stream;
 mod tidy;

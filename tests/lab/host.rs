@@ -10,14 +10,20 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use crate::core::Core;
+use crate::firewall;
 use crate::must;
+use crate::observe::Observed;
 use crate::packet;
 use crate::process::{Command, Output, PATIENCE, Process};
-use crate::protocol::Step;
+use crate::protocol::{NftChange, Step};
 use crate::traffic::{Bulk, Flood, Http, Packet, Ping, RelayCounters, Rtt, Stream, TcpAnswer, UdpProbe};
 
 /// How long a single connection or echo may take before it counts as failed.
 const PROBE_TIME: Duration = Duration::from_secs(3);
+
+/// Datagrams that may be lost, one after the other, before a question for the source counts as unanswered: on a machine
+/// that does too much any queue may overflow. Loss is what [`Host::udp_stream`] and [`Host::udp_flood`] measure.
+const SOURCE_PROBES: u32 = 3;
 
 /// A place in the lab where programs run. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -138,6 +144,47 @@ impl Host {
         self.tool("cat").arg(path).output().success()
     }
 
+    /// Puts a symbolic link in the place of whatever has this path, by a rename.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[track_caller]
+    pub fn symlink(&self, target: &str, path: &str) {
+        self.tool("symlink").arg(target).arg(path).run();
+    }
+
+    /// Deletes a file.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn remove_file(&self, path: &str) {
+        self.tool("remove").arg(path).run();
+    }
+
+    /// Permission bits in octal and the owner's uid of a file, as in "600 0".
+    ///
+    /// # Panics
+    /// If there is no such file.
+    #[must_use]
+    #[track_caller]
+    pub fn file_mode(&self, path: &str) -> String {
+        self.tool("mode").arg(path).run().trim().to_owned()
+    }
+
+    /// Opens so many connections to a unix socket, says these bytes on each and then nothing. Finishing it yields, on
+    /// the last line, how many of them the server had left open by then.
+    ///
+    /// # Panics
+    /// If it cannot connect.
+    #[track_caller]
+    pub fn loiter(&self, path: &str, count: usize, bytes: &[u8]) -> Process {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let process = self.tool("loiter").args([path, &count.to_string(), &hex]).spawn();
+        process.wait_stdout(|line| line == "loitering");
+        process
+    }
+
     /// Starts a TCP and UDP server on all its addresses, on a free port; ready when this returns.
     ///
     /// # Panics
@@ -239,13 +286,13 @@ impl Host {
         self.stream("tcp-stream", server, Duration::from_secs(30))
     }
 
-    /// Datagrams that echo every 10 ms until [`Running::stop`]. One that is not back after 200 ms is lost.
+    /// Datagrams that echo every 10 ms until [`Running::stop`]. One that is not back after 1 s is lost.
     ///
     /// # Panics
     /// If it cannot start.
     #[track_caller]
     pub fn udp_stream(&self, server: SocketAddr) -> Running {
-        self.stream("udp-stream", server, Duration::from_millis(200))
+        self.stream("udp-stream", server, Duration::from_secs(1))
     }
 
     #[track_caller]
@@ -293,11 +340,15 @@ impl Host {
     #[must_use]
     #[track_caller]
     pub fn udp_source(&self, server: SocketAddr) -> IpAddr {
-        let probe = self.udp(server, 128);
-        match probe.seen {
-            Some(seen) => seen.ip(),
-            None => panic!("{} gets no UDP answer from {server}: {probe:?}", self.label),
+        let mut unanswered = Vec::new();
+        for _ in 0..SOURCE_PROBES {
+            let probe = self.udp(server, 128);
+            match probe.seen {
+                Some(seen) => return seen.ip(),
+                None => unanswered.push(probe),
+            }
         }
+        panic!("{} gets no UDP answer from {server}: {unanswered:?}", self.label)
     }
 
     /// Datagrams one way, counted by the server; `per_second` 0 means as fast as it goes.
@@ -333,8 +384,18 @@ impl Host {
     /// If the kernel does not take it.
     #[track_caller]
     pub fn inject(&self, ip_packet: &[u8]) {
-        let hex: String = ip_packet.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.tool("inject").arg(hex).run();
+        self.inject_all(&[ip_packet.to_vec()]);
+    }
+
+    /// Sends IP packets as they are, one after the other in this order.
+    ///
+    /// # Panics
+    /// If the kernel does not take one.
+    #[track_caller]
+    pub fn inject_all(&self, ip_packets: &[Vec<u8>]) {
+        let hex =
+            |packet: &Vec<u8>| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+        self.tool("inject").stdin(ip_packets.iter().map(hex).collect::<String>()).run();
     }
 
     /// Sends a UDP datagram from any source address and port.
@@ -459,7 +520,25 @@ impl Host {
     /// If there is none.
     #[track_caller]
     pub fn delete_route(&self, destination: IpNet) {
-        self.change(Step::DeleteRoute { space: self.space.clone(), destination });
+        self.change(Step::DeleteRoute { space: self.space.clone(), destination, metric: None });
+    }
+
+    /// Deletes the routes of one metric to this destination in table main.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_route_of_metric(&self, destination: IpNet, metric: u32) {
+        self.change(Step::DeleteRoute { space: self.space.clone(), destination, metric: Some(metric) });
+    }
+
+    /// Adds an unreachable route (protocol static, table main).
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_unreachable(&self, destination: IpNet, metric: u32) {
+        self.change(Step::Unreachable { space: self.space.clone(), destination, metric });
     }
 
     /// Makes a kernel vxlan device: a leftover in the daemon's way.
@@ -469,6 +548,42 @@ impl Host {
     #[track_caller]
     pub fn add_vxlan(&self, name: &str, vni: u32, port: u16) {
         self.change(Step::Vxlan { space: self.space.clone(), name: name.into(), vni, port });
+    }
+
+    /// Tells a kernel vxlan device here of a peer, as flannel does.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_vxlan_peer(&self, link: &str, peer: &VxlanPeer) {
+        let VxlanPeer { mac, tunnel, node, pods } = peer.clone();
+        self.change(Step::VxlanPeer {
+            space: self.space.clone(),
+            link: link.into(),
+            mac,
+            tunnel,
+            node,
+            pods,
+        });
+    }
+
+    /// Links, addresses and routes here, as values.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn observe(&self) -> Observed {
+        self.tool("observe").json()
+    }
+
+    /// Sets a link's alias.
+    ///
+    /// # Panics
+    /// If there is no such link.
+    #[track_caller]
+    pub fn set_alias(&self, link: &str, text: &str) {
+        self.change(Step::Alias { space: self.space.clone(), link: link.into(), text: text.into() });
     }
 
     /// Switches offloads of a link by the names of `ethtool -k` in its long form.
@@ -490,6 +605,93 @@ impl Host {
         self.change(Step::Sysctl { space: self.space.clone(), key: key.into(), value: value.into() });
     }
 
+    /// Removes an address from a link.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[track_caller]
+    pub fn delete_address(&self, link: &str, net: IpNet) {
+        self.change(Step::DeleteAddress { space: self.space.clone(), link: link.into(), net });
+    }
+
+    /// Sets a link's queue length in packets.
+    ///
+    /// # Panics
+    /// If there is no such link.
+    #[track_caller]
+    pub fn set_queue_length(&self, link: &str, packets: u32) {
+        self.change(Step::QueueLength { space: self.space.clone(), link: link.into(), packets });
+    }
+
+    /// Deletes a neighbour entry.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_neighbour(&self, link: &str, address: IpAddr) {
+        self.change(Step::DeleteNeighbour { space: self.space.clone(), link: link.into(), address });
+    }
+
+    /// Changes nftables by hand.
+    ///
+    /// # Panics
+    /// If the kernel refuses, for example because the thing is not there.
+    #[track_caller]
+    pub fn nft(&self, change: NftChange) {
+        self.change(Step::Nft { space: self.space.clone(), change });
+    }
+
+    /// Makes an `inet` table that nobody else may change while the returned process runs.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn own_nft_table(&self, table: &str) -> Process {
+        let process = self.tool("nft-own").arg(table).spawn();
+        process.wait_stdout(|line| line == "owning");
+        process
+    }
+
+    /// Links, addresses, routes, permanent neighbours, rules, set elements and sysctls, one line each, without anything
+    /// that changes by itself: to compare two moments by.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn objects(&self) -> Vec<String> {
+        self.tool("objects").arg("ovl0").run().lines().map(ToOwned::to_owned).collect()
+    }
+
+    /// Adds somebody else's nf_tables table.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn add_table(&self, table: &firewall::Table) {
+        self.tool("firewall-apply").stdin(table.transaction()).run();
+    }
+
+    /// Deletes a table of the `inet` family, whose ever it is.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn delete_table(&self, table: &str) {
+        self.tool("firewall-apply").stdin(firewall::deletion(table)).run();
+    }
+
+    /// Every nf_tables table, chain, rule and set, in the kernel's order.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    #[track_caller]
+    pub fn firewall(&self) -> Vec<firewall::Object> {
+        must(self.tool("firewall-dump").try_json())
+    }
+
     /// Links, addresses, routes, rules and counters, for people.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -499,6 +701,19 @@ impl Host {
             Err(error) => format!("{error:#}"),
         }
     }
+}
+
+/// What a kernel vxlan device must know of a peer.
+#[derive(Clone, Debug)]
+pub struct VxlanPeer {
+    /// MAC of its end of the tunnel, with colons.
+    pub mac: String,
+    /// Address of its end of the tunnel.
+    pub tunnel: IpAddr,
+    /// Address of its node.
+    pub node: IpAddr,
+    /// Its pods.
+    pub pods: IpNet,
 }
 
 /// Whether a link is up.

@@ -34,9 +34,10 @@
 //! * [`Node`]: `start_daemon`, `kill_daemon`, `restart_daemon`, `status`, `log`, `drops`, `add_pod`, `write_nodes`.
 //! * [`Pod`] and [`Cni`]: the plugin as a runtime calls it, every verb, with every field to bend.
 //! * [`Host`] (what node, pod, outside and root dereference to): `command`, `serve`, `tcp`, `tcp_source`,
-//!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`, and changes of
-//!   links, addresses and routes by hand.
+//!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`; changes of
+//!   links, addresses, routes, neighbours, nftables and sysctls by hand; `objects` to compare two moments by.
 //! * [`Lab::add_beside`]: hosts that reach each other without the daemon, to measure it against; [`load`]: generators for that.
+//! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
 //!
 //! Functions without `try_` panic with a sentence when their own work fails, and say so at the caller's line; what
@@ -47,11 +48,13 @@
 mod beside;
 pub mod binaries;
 mod core;
+pub mod firewall;
 pub mod host;
 mod lab;
 pub mod load;
 pub mod manifest;
 pub mod node;
+pub mod observe;
 pub mod packet;
 pub mod pod;
 pub mod process;
@@ -64,13 +67,13 @@ pub mod wire_up;
 use std::time::{Duration, Instant};
 
 pub use beside::{Beside, Way};
-pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer};
+pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
 pub use lab::{Builder, Families, Lab, NodeSpec, Offloads};
 pub use manifest::Manifest;
 pub use node::Node;
 pub use pod::{Cni, Pod};
 pub use process::{Command, Output, Process};
-pub use protocol::Exit;
+pub use protocol::{Exit, NftChange, NftFamily};
 
 /// Asks again every 10 ms until the answer is yes. For conditions that no event announces.
 ///

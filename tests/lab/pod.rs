@@ -64,11 +64,7 @@ impl Pod {
     /// The name of the host end of its veth pair.
     #[must_use]
     pub fn host_link(&self) -> String {
-        wire::tag::veth_name(&Attachment {
-            network: NETWORK.into(),
-            container: self.cni.container.clone(),
-            ifname: self.cni.ifname.clone(),
-        })
+        self.cni.host_link()
     }
 
     /// For other verbs and other ways of calling.
@@ -205,6 +201,27 @@ impl Cni {
             command = command.env(key, value);
         }
         command.spawn()
+    }
+
+    /// The pod's namespace as a place to run programs in, with the addresses that this result of ADD names.
+    ///
+    /// # Panics
+    /// If the result names none.
+    #[must_use]
+    #[track_caller]
+    pub fn inside(&self, result: &Value) -> Host {
+        let label = format!("{}@{}", &self.container[..8.min(self.container.len())], self.host.label());
+        self.host.in_netns(label, PathBuf::from(&self.netns), must(addresses(result)))
+    }
+
+    /// The name of the host end of its veth pair.
+    #[must_use]
+    pub fn host_link(&self) -> String {
+        wire::tag::veth_name(&Attachment {
+            network: NETWORK.into(),
+            container: self.container.clone(),
+            ifname: self.ifname.clone(),
+        })
     }
 
     /// Removes the pod's namespace, if it is still there.

@@ -58,6 +58,14 @@ impl Command {
         self
     }
 
+    /// Leaves it no capability but this one (number as in `linux/capability.h`), and no way to get more.
+    pub fn bounded(mut self, capability: u32) -> Self {
+        let agent = self.host.core().binaries().agent().to_string_lossy().into_owned();
+        let prefix = [agent, "bounded".to_owned(), capability.to_string(), "--".to_owned()];
+        self.argv.splice(0..0, prefix);
+        self
+    }
+
     /// How long [`Command::output`] and [`Command::run`] wait before they kill it and fail.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;

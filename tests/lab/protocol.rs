@@ -128,6 +128,15 @@ pub enum Step {
         /// Address and prefix length.
         net: IpNet,
     },
+    /// Sets a link's alias.
+    Alias {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// The alias.
+        text: String,
+    },
     /// Makes one end of a tunnel of the kernel's vxlan, up, as flannel makes it.
     Tunnel {
         /// In which space.
@@ -171,12 +180,23 @@ pub enum Step {
         /// Link, if there is no next hop on a connected network.
         link: Option<String>,
     },
-    /// Deletes every route to this destination in table main.
+    /// Adds an unreachable route (table main, protocol static).
+    Unreachable {
+        /// In which space.
+        space: String,
+        /// Destination.
+        destination: IpNet,
+        /// Metric.
+        metric: u32,
+    },
+    /// Deletes routes to this destination in table main.
     DeleteRoute {
         /// In which space.
         space: String,
         /// Destination.
         destination: IpNet,
+        /// Only those of this metric.
+        metric: Option<u32>,
     },
     /// Sets a link up or down.
     State {
@@ -220,5 +240,88 @@ pub enum Step {
         key: String,
         /// Value.
         value: String,
+    },
+    /// Removes an address from a link.
+    DeleteAddress {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Address and prefix length.
+        net: IpNet,
+    },
+    /// Sets a link's queue length.
+    QueueLength {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// Packets.
+        packets: u32,
+    },
+    /// Deletes a neighbour entry.
+    DeleteNeighbour {
+        /// In which space.
+        space: String,
+        /// The link.
+        link: String,
+        /// The neighbour.
+        address: IpAddr,
+    },
+    /// Changes nftables.
+    Nft {
+        /// In which space.
+        space: String,
+        /// How.
+        change: NftChange,
+    },
+}
+
+/// Family of an nftables table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NftFamily {
+    /// `inet`.
+    Inet,
+    /// `ip`.
+    Ip,
+}
+
+/// One change of nftables by hand.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum NftChange {
+    /// Deletes a table.
+    DeleteTable(NftFamily, String),
+    /// Deletes one rule.
+    DeleteRule {
+        /// Family of the table.
+        family: NftFamily,
+        /// Table.
+        table: String,
+        /// Chain.
+        chain: String,
+        /// Which rule of the chain, from 0.
+        position: usize,
+    },
+    /// Deletes one interval from a set.
+    DeleteElement {
+        /// Family of the table.
+        family: NftFamily,
+        /// Table.
+        table: String,
+        /// Set.
+        set: String,
+        /// First address of the interval.
+        first: IpAddr,
+        /// The address behind its last one.
+        end: IpAddr,
+    },
+    /// Makes a table with a base chain at the forward hook that drops by policy.
+    AddForwardDrop {
+        /// Family of the table.
+        family: NftFamily,
+        /// Table.
+        table: String,
+        /// Chain.
+        chain: String,
     },
 }

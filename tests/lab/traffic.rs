@@ -74,6 +74,9 @@ pub struct Flood {
     pub sent: u64,
     /// Datagrams that the server counted.
     pub received: u64,
+    /// How many of these had been received before.
+    #[serde(default)]
+    pub duplicates: u64,
     /// Of these, how many came after a later one.
     pub reordered: u64,
     /// Between the first and the last that arrived, in seconds.

@@ -54,13 +54,10 @@ pub fn receive<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T,
         let received = loop {
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             match recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut slices, Some(&mut space), flags) {
-                Err(nix::errno::Errno::EINTR) => {}
-                other => break other,
+                // The other side closed without having read all: told once, before what it had sent itself.
+                Err(nix::errno::Errno::EINTR | nix::errno::Errno::ECONNRESET) => {}
+                other => break other?,
             }
-        };
-        let received = match received {
-            Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
-            other => other?,
         };
         let mut fds = Vec::new();
         for message in received.cmsgs()? {

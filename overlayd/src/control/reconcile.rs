@@ -12,7 +12,7 @@ use crate::core::config::Config;
 use crate::core::desired::{Inputs, desired};
 use crate::core::plan::{Actual, Conflict, ForeignLink, Op, conflicts, plan};
 use crate::core::status::ReconcileStatus;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, PLUMBING_LIMIT};
 
 /// How long kernel changes are gathered before they are looked at: a pod's birth is a burst of them.
 const GATHER: Duration = Duration::from_millis(50);
@@ -130,7 +130,9 @@ impl Reconciler {
         self.backoff.succeeded();
         self.failure = None;
         self.settled = true;
-        self.due = Some(Instant::now() + RESYNC);
+        // What an unsettled veth lacks may be lost, or not made yet: nobody will tell which but the time.
+        let unsettled = self.observed.as_ref().is_some_and(has_unsettled);
+        self.due = Some(Instant::now() + if unsettled { PLUMBING_LIMIT } else { RESYNC });
     }
 }
 
@@ -226,6 +228,11 @@ impl Reconciler {
         anyhow::ensure!(failures.is_empty(), "{}", summary(&failures));
         Ok(())
     }
+}
+
+/// Whether there is a veth that the plugin may still be working on.
+fn has_unsettled(actual: &Actual) -> bool {
+    actual.veths.iter().any(|veth| veth.alias.is_some() && !actual.settled.contains(&veth.index))
 }
 
 /// The first failure, and how many more.

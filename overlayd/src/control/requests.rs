@@ -53,10 +53,20 @@ impl Control {
         let Some(leases) = &mut self.leases else {
             return refuse(RefusalKind::NotReady, "our own pod CIDRs are not known yet".to_owned());
         };
-        let given = match taken {
+        let mut given = match taken {
             None => leases.allocate(attachment, now),
             Some(taken) => leases.taken(attachment, taken, now),
         };
+        if matches!(given, Err(LeaseError::Exhausted { .. })) {
+            // A veth may have gone a moment ago without its notification having been heard.
+            if let Err(error) = self.observe() {
+                return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
+            }
+            if let Some(leases) = &mut self.leases {
+                given = leases.allocate(attachment, now);
+            }
+        }
+        self.publish_due = true;
         match given {
             Ok(addresses) => {
                 Reply::Leased(Lease { addresses: addresses.into_iter().map(with_gateway).collect(), mtu })
@@ -71,7 +81,8 @@ impl Control {
         if !reasons.is_empty() {
             return refuse(RefusalKind::NotReady, reasons.join("; "));
         }
-        if let Err(error) = self.observe_if_stale() {
+        // Always anew: the notification of a veth that was made a moment ago may not have been heard.
+        if let Err(error) = self.observe() {
             return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
         }
         let name = veth_name(attachment);

@@ -196,7 +196,7 @@ impl Worker<'_> {
                 inlet.drops().add(DropReason::ReceiveTruncated, 1);
                 continue;
             }
-            for datagram in buffer[..arrival.length].chunks(arrival.segment.max(1)) {
+            for datagram in datagrams(&buffer[..arrival.length], arrival.segment) {
                 let verdict =
                     ingress.push(table, now_ms, arrival.from, arrival.ecn, datagram, &mut |frame| {
                         inlet.write(frame);
@@ -363,6 +363,11 @@ fn write_once(queue: &mut Queue, frame: &[u8]) -> io::Result<()> {
     }
 }
 
+/// The datagrams of a message. An empty message is one empty datagram: it too must be judged, and counted.
+fn datagrams(message: &[u8], segment: usize) -> impl Iterator<Item = &[u8]> {
+    message.chunks(segment.max(1)).chain(message.is_empty().then_some(message))
+}
+
 /// Packets in a frame of `length` bytes.
 fn packets(header: VirtioNetHdr, length: usize) -> u64 {
     let headers = VNET_LEN + usize::from(header.hdr_len.get());
@@ -386,6 +391,13 @@ mod tests {
         assert!(!narrow.due(one, 999));
         assert!(narrow.due(one, 1000));
         assert!(!narrow.due(other, 1001));
+    }
+
+    #[test]
+    fn an_empty_message_is_one_empty_datagram() {
+        assert_eq!(datagrams(&[], 0).collect::<Vec<_>>(), [&[] as &[u8]]);
+        assert_eq!(datagrams(&[1, 2, 3], 3).collect::<Vec<_>>(), [&[1, 2, 3]]);
+        assert_eq!(datagrams(&[1, 2, 3], 2).collect::<Vec<_>>(), [&[1, 2][..], &[3]]);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 //! are against accidents, not attacks: a bounded number of connections, a deadline for the request, the frame's size limit.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -82,7 +84,11 @@ async fn converse(mut stream: UnixStream, uid: u32, calls: &mpsc::Sender<Call>) 
         }
     }
     match timeout(CLIENT_LIMIT, receive(&mut stream)).await.unwrap_or(Err(Broken::Slow)) {
-        Ok(request) => send(&mut stream, &ask(request, calls).await).await,
+        Ok(request) => {
+            if let Some(reply) = ask(request, &stream, calls).await {
+                send(&mut stream, &reply).await;
+            }
+        }
         Err(error) => {
             tracing::debug!(%error, "bad request on the CNI socket");
             send(&mut stream, &refused(RefusalKind::Invalid, error.to_string())).await;
@@ -111,17 +117,35 @@ async fn send(stream: &mut UnixStream, reply: &Reply) {
     }
 }
 
-async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Reply {
+/// The reply of control; none for a client that is gone. Its request is not carried out: a plugin that was killed
+/// may have been deleted by now, and what is allocated after its release would be held for nobody. A release is: DEL
+/// does not wait for a daemon that hangs.
+async fn ask(request: Request, client: &UnixStream, calls: &mpsc::Sender<Call>) -> Option<Reply> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
-        calls.send(Call { request, reply }).await.ok()?;
-        answer.await.ok()
+        let Ok(place) = calls.reserve().await else { return Ok(None) };
+        if has_gone(client) && !matches!(request, Request::Release(_)) {
+            return Err(Gone);
+        }
+        place.send(Call { request, reply });
+        Ok(answer.await.ok())
     };
     match timeout(CONTROL_LIMIT, exchange).await {
-        Ok(Some(reply)) => reply,
-        Ok(None) => refused(RefusalKind::NotReady, "overlayd is ending".to_owned()),
-        Err(_) => refused(RefusalKind::NotReady, "overlayd is too busy to answer".to_owned()),
+        Ok(Ok(Some(reply))) => Some(reply),
+        Ok(Ok(None)) => Some(refused(RefusalKind::NotReady, "overlayd is ending".to_owned())),
+        Ok(Err(Gone)) => None,
+        Err(_) => Some(refused(RefusalKind::NotReady, "overlayd is too busy to answer".to_owned())),
     }
+}
+
+/// The client closed its end.
+struct Gone;
+
+/// Asks the kernel, not the runtime, which may not have heard yet.
+fn has_gone(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 fn refused(kind: RefusalKind, message: String) -> Reply {
@@ -190,6 +214,35 @@ mod tests {
         assert_eq!(call.request, release());
         call.reply.send(Reply::Done).unwrap();
         assert_eq!(read_reply(&mut client).await, Reply::Done);
+    }
+
+    #[tokio::test]
+    async fn the_request_of_a_client_that_has_gone_is_not_carried_out() {
+        let mut server = Server::start(own_uid());
+        // Blocking, so that the server cannot look before the client is gone.
+        let path = server.directory.path().join(SOCKET_FILE);
+        let mut killed = std::os::unix::net::UnixStream::connect(path).unwrap();
+        let late = Request::Allocate(Attachment {
+            network: "net".to_owned(),
+            container: "killed".to_owned(),
+            ifname: "eth0".to_owned(),
+        });
+        io::Write::write_all(&mut killed, &ipc::encode(&late).unwrap()).unwrap();
+        drop(killed);
+        let mut client = server.connect().await;
+        client.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
+        assert_eq!(server.calls.recv().await.unwrap().request, release());
+        assert!(server.calls.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn the_release_of_a_client_that_has_gone_is_carried_out() {
+        let mut server = Server::start(own_uid());
+        let path = server.directory.path().join(SOCKET_FILE);
+        let mut impatient = std::os::unix::net::UnixStream::connect(path).unwrap();
+        io::Write::write_all(&mut impatient, &ipc::encode(&release()).unwrap()).unwrap();
+        drop(impatient);
+        assert_eq!(server.calls.recv().await.unwrap().request, release());
     }
 
     #[tokio::test]

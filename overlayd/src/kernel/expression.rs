@@ -30,7 +30,8 @@ const PROTO_IPV6: u8 = 10;
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
 
-/// `NF_ACCEPT`, and `NFT_RETURN` (-5).
+/// `NF_DROP`, `NF_ACCEPT`, and `NFT_RETURN` (-5).
+const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 const RETURN: u32 = u32::MAX - 4;
 
@@ -107,6 +108,7 @@ fn encode_part(list: Attributes, part: &Part) -> Attributes {
         Part::DestinationPort(port) => compare(payload(list, TRANSPORT, (2, 2)), EQUAL, &port.to_be_bytes()),
         Part::Counter => expression(list, "counter", &Attributes::default()),
         Part::Accept => verdict(list, ACCEPT),
+        Part::Drop => verdict(list, DROP),
         Part::Return => verdict(list, RETURN),
         Part::Notrack => expression(list, "notrack", &Attributes::default()),
         Part::Masquerade { fully_random: true } => {
@@ -234,6 +236,7 @@ impl Reader {
                 let verdict = attribute::find(attribute::find(data, 2)?, DATA_VERDICT)?;
                 match attribute::be32(verdict, VERDICT_CODE)? {
                     ACCEPT => Part::Accept,
+                    DROP => Part::Drop,
                     RETURN => Part::Return,
                     _ => return None,
                 }
@@ -332,6 +335,7 @@ mod tests {
             any::<bool>().prop_map(|fully_random| Part::Masquerade { fully_random }),
             Just(Part::Counter),
             Just(Part::Accept),
+            Just(Part::Drop),
             Just(Part::Return),
             Just(Part::Notrack),
         ]

@@ -24,6 +24,7 @@ use netfilter::Netfilter;
 use plumbing::Plumbing;
 use sysctl::Sysctls;
 
+pub use plumbing::PLUMBING_LIMIT;
 pub use watch::{Watch, watch};
 
 /// Why a read or an operation failed.

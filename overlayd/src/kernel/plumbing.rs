@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::core::leases::{IN_FLIGHT_LIMIT, ObservedVeth};
 
-/// Between alias and host routes lie milliseconds.
-const PLUMBING_LIMIT: Duration = Duration::from_secs(2);
+/// A veth with an alias this old is not being plumbed any more: between alias and host routes lie milliseconds.
+pub const PLUMBING_LIMIT: Duration = Duration::from_secs(2);
 
 /// What is remembered of veths, by index and name (an index may be used again).
 #[derive(Debug, Default)]

@@ -16,8 +16,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::KernelError;
 
 /// `enum rtnetlink_groups` of `linux/rtnetlink.h`: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, and
-/// IPV4_NETCONF, IPV6_NETCONF, which report sysctls such as forwarding and rp_filter.
-const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 9, 11, 24, 25];
+/// NEIGH for neighbours that were deleted, and IPV4_NETCONF, IPV6_NETCONF, which report sysctls such as forwarding
+/// and rp_filter.
+const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+
+/// `RTM_NEWNEIGH`: every ARP answer on the node is one, and none of them takes away what is ours.
+const NEW_NEIGHBOUR: u16 = 28;
 
 /// `NFNLGRP_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: u32 = 7;
@@ -28,7 +32,7 @@ const QUIET: Duration = Duration::from_millis(20);
 /// A burst that does not end is reported this long after it began.
 const LONGEST_BURST: Duration = Duration::from_millis(200);
 
-/// Subscriptions to link, address, route and nftables changes. Dropping it ends them.
+/// Subscriptions to link, address, neighbour, route and nftables changes. Dropping it ends them.
 #[derive(Debug)]
 pub struct Watch {
     stop: Arc<EventFd>,
@@ -82,12 +86,17 @@ struct Watcher {
 
 impl Watcher {
     fn run(&self, notify: impl Fn()) {
-        while self.wait(PollTimeout::NONE) == Wake::Changed {
+        loop {
+            match self.wait(PollTimeout::NONE) {
+                Wake::Changed => {}
+                Wake::Noise | Wake::Quiet => continue,
+                Wake::Stop => return,
+            }
             let began = Instant::now();
             while began.elapsed() < LONGEST_BURST {
                 let quiet = PollTimeout::try_from(QUIET).unwrap_or(PollTimeout::ZERO);
                 match self.wait(quiet) {
-                    Wake::Changed => {}
+                    Wake::Changed | Wake::Noise => {}
                     Wake::Quiet => break,
                     Wake::Stop => return,
                 }
@@ -109,32 +118,41 @@ impl Watcher {
         if fds.first().and_then(PollFd::any) == Some(true) {
             return Wake::Stop;
         }
-        self.sockets.iter().for_each(drain);
-        Wake::Changed
+        let changed = self.sockets.iter().map(drain).fold(false, |any, one| any | one);
+        if changed { Wake::Changed } else { Wake::Noise }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wake {
     Changed,
+    /// Nothing that takes away what is ours.
+    Noise,
     Quiet,
     Stop,
 }
 
-/// Empties the queue. What the messages say does not matter, as everything is read anew; nor does it if the kernel
-/// had to drop some (ENOBUFS, which clears itself when reported).
-fn drain(socket: &Socket) {
+/// Empties the queue. Whether anything in it matters: what else the messages say does not, as everything is read
+/// anew; nor does it if the kernel had to drop some (ENOBUFS, which clears itself when reported).
+fn drain(socket: &Socket) -> bool {
     let mut buffer = [0u8; 256];
+    let mut matters = false;
     loop {
         let mut space = buffer.as_mut_slice();
         match socket.recv(&mut space, libc::MSG_DONTWAIT) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return matters,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => matters = true,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-            Ok(_) => {}
+            Err(_) => return matters,
+            Ok(length) => matters |= buffer.get(..length).is_none_or(is_change),
         }
     }
+}
+
+/// Whether a notification (`struct nlmsghdr` first) is of a change that could concern us.
+fn is_change(message: &[u8]) -> bool {
+    let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
+    kind != Some(NEW_NEIGHBOUR)
 }
 
 #[cfg(test)]
@@ -142,6 +160,14 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn neighbours_that_appear_are_noise_and_ones_that_go_are_not() {
+        let message = |kind: u16| [&[32, 0, 0, 0][..], &kind.to_ne_bytes(), &[0; 26]].concat();
+        assert!(!is_change(&message(NEW_NEIGHBOUR)));
+        // RTM_DELNEIGH, RTM_DELROUTE
+        assert!(is_change(&message(29)) && is_change(&message(25)));
+    }
 
     #[test]
     fn dropping_a_watch_ends_its_thread() {

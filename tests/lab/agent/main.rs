@@ -2,16 +2,23 @@
 //! tool that tests run there. Not meant to be started by hand.
 
 mod dump;
+mod firewall;
 mod init;
 mod ioctl;
 mod load;
 mod net;
+mod nft;
+mod objects;
+mod observe;
+mod rtnetlink;
+mod socket;
 mod traffic;
-mod vxlan;
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,8 +48,32 @@ enum Tool {
     Put { path: PathBuf },
     /// Prints a file.
     Cat { path: PathBuf },
+    /// Puts a symbolic link in the place of whatever has this path, by a rename.
+    Symlink { target: PathBuf, path: PathBuf },
+    /// Deletes a file.
+    Remove { path: PathBuf },
     /// Prints links, addresses, routes, rules and counters.
     Dump,
+    /// Prints kernel objects in a form that can be compared.
+    Objects { device: String },
+    /// Becomes this program, with no capability but one, for ever.
+    Bounded {
+        capability: u32,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        argv: Vec<String>,
+    },
+    /// Makes an nftables table that nobody else may change, until standard input ends.
+    NftOwn { table: String },
+    /// Carries out the nf_tables transaction on standard input.
+    FirewallApply,
+    /// Prints all nf_tables objects.
+    FirewallDump,
+    /// Prints permission bits (octal) and owner of a file.
+    Mode { path: PathBuf },
+    /// Opens connections to a unix socket and says next to nothing on them.
+    Loiter { path: PathBuf, count: usize, hex: String },
+    /// Prints links, addresses and routes as JSON.
+    Observe,
     /// Carries out one step of network setup (JSON) in this network namespace.
     Step { step: String },
     /// Serves TCP and UDP.
@@ -63,8 +94,8 @@ enum Tool {
     Rtt { server: SocketAddr, count: u32 },
     /// ICMP echo.
     Ping { target: IpAddr, size: usize, count: u32, time_ms: u64 },
-    /// Sends one IP packet given in hex.
-    Inject { packet: String },
+    /// Sends the IP packets on standard input, each a line of hex, in order.
+    Inject,
     /// Collects packets on an interface until standard input ends.
     Sniff { interface: String },
     /// Carries frames between two interfaces, with losses.
@@ -102,7 +133,21 @@ fn run(tool: Tool) -> Result<()> {
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(io::stdout().write_all(&bytes)?)
         }
+        Tool::Symlink { target, path } => symlink(&target, &path),
+        Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
+        Tool::Objects { device } => objects::objects(&device),
+        Tool::Bounded { capability, argv } => bounded(capability, &argv),
+        Tool::NftOwn { table } => nft::own(&table),
+        Tool::FirewallApply => firewall::apply(),
+        Tool::FirewallDump => firewall::dump(),
+        Tool::Mode { path } => {
+            let found = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+            println!("{:o} {}", found.mode() & 0o7777, found.uid());
+            Ok(())
+        }
+        Tool::Loiter { path, count, hex } => socket::loiter(&path, count, &hex),
+        Tool::Observe => observe::observe(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),
@@ -123,7 +168,7 @@ fn run(tool: Tool) -> Result<()> {
         }
         Tool::Rtt { server, count } => traffic::udp::rtt(server, count),
         Tool::Ping { target, size, count, time_ms } => traffic::raw::ping(target, size, count, ms(time_ms)),
-        Tool::Inject { packet } => traffic::raw::inject(&packet),
+        Tool::Inject => traffic::raw::inject(),
         Tool::Sniff { interface } => traffic::sniff::sniff(&interface),
         Tool::Relay { left, right, drop, duplicate, reorder, seed } => {
             traffic::relay::relay(&left, &right, Harm { drop, duplicate, reorder, seed })
@@ -134,6 +179,31 @@ fn run(tool: Tool) -> Result<()> {
         Tool::HttpGet { server, path, time_ms } => traffic::http::get(server, &path, ms(time_ms)),
         Tool::HttpAwait { server, path, time_ms } => traffic::http::await_ok(server, &path, ms(time_ms)),
     }
+}
+
+/// What systemd does for `CapabilityBoundingSet=` and `NoNewPrivileges=`.
+fn bounded(capability: u32, argv: &[String]) -> Result<()> {
+    let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse()?;
+    let prctl = |option: i32, argument: u32| {
+        // SAFETY: these options take integers and touch no memory.
+        match unsafe { libc::prctl(option, libc::c_ulong::from(argument), 0, 0, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    for other in (0..=last).filter(|other| *other != capability) {
+        prctl(libc::PR_CAPBSET_DROP, other).with_context(|| format!("drop capability {other}"))?;
+    }
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("set no_new_privs")?;
+    let (program, args) = argv.split_first().context("no program given")?;
+    Err(std::process::Command::new(program).args(args).exec()).with_context(|| format!("become {program}"))
+}
+
+fn symlink(target: &std::path::Path, path: &std::path::Path) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    std::os::unix::fs::symlink(target, &aside).with_context(|| format!("link {}", path.display()))?;
+    fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
 }
 
 fn put(path: &std::path::Path) -> Result<()> {

@@ -12,7 +12,7 @@ use tests::protocol::Step;
 use wire::packet::MacAddr;
 
 use crate::init::{Spaces, in_space};
-use crate::{ioctl, vxlan};
+use crate::{ioctl, nft, rtnetlink};
 
 /// `RT_TABLE_MAIN`.
 const TABLE_MAIN: u32 = 254;
@@ -62,15 +62,21 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Port { space, .. }
     | Step::Vxlan { space, .. }
     | Step::Address { space, .. }
+    | Step::DeleteAddress { space, .. }
+    | Step::Alias { space, .. }
     | Step::Tunnel { space, .. }
     | Step::VxlanPeer { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
+    | Step::Unreachable { space, .. }
     | Step::State { space, .. }
     | Step::Mtu { space, .. }
     | Step::Delete { space, .. }
     | Step::Features { space, .. }
     | Step::Sysctl { space, .. }
+    | Step::QueueLength { space, .. }
+    | Step::DeleteNeighbour { space, .. }
+    | Step::Nft { space, .. }
     | Step::Veth { a: tests::protocol::End { space, .. }, .. }) = step;
     let (space, step) = (spaces.get(space)?, step.clone());
     in_space(space, move || inside(step))
@@ -93,7 +99,7 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             ioctl::add_bridge_port(&bridge, index)?;
         }
         Step::Vxlan { name, vni, port, .. } => {
-            vxlan::add(&name, vni, port)?;
+            rtnetlink::add_vxlan(&name, vni, port)?;
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_up(index, true)?;
         }
@@ -101,24 +107,41 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let index = link(&mut netlink, &name)?.index;
             netlink.add_address(index, net)?;
         }
+        Step::Alias { link: name, text, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_alias(index, &text)?;
+        }
         Step::Tunnel { name, vni, port, local, mac, mtu, .. } => {
-            vxlan::add_tunnel(&name, vni, port, local, parse_mac(&mac)?)?;
+            let mac: MacAddr = mac.parse().map_err(|error| anyhow!("{mac}: {error}"))?;
+            rtnetlink::add_tunnel(&name, vni, port, local, mac)?;
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_mtu(index, mtu)?;
             netlink.set_link_up(index, true)?;
         }
         Step::VxlanPeer { link: name, mac, tunnel, node, pods, .. } => {
             let index = link(&mut netlink, &name)?.index;
-            let mac = parse_mac(&mac)?;
+            let mac: MacAddr = mac.parse().map_err(|error| anyhow!("{mac}: {error}"))?;
             netlink.set_permanent_neighbour(index, tunnel, mac)?;
-            vxlan::forward(index, mac, node)?;
-            netlink.add_route(&Route { onlink: true, ..route_by(Some(index), pods, Some(tunnel)) })?;
+            rtnetlink::forward(index, mac, node)?;
+            netlink.add_route(&Route { onlink: true, ..route_by(index, pods, Some(tunnel)) })?;
         }
         Step::Route { destination, via, link: name, .. } => {
             let index = name.map(|name| link(&mut netlink, &name).map(|link| link.index)).transpose()?;
-            netlink.add_route(&route_by(index, destination, via))?;
+            netlink.add_route(&Route { link: index, ..route_by(0, destination, via) })?;
         }
-        Step::DeleteRoute { destination, .. } => delete_routes(&mut netlink, destination)?,
+        Step::Unreachable { destination, metric, .. } => netlink.add_route(&Route {
+            destination,
+            table: TABLE_MAIN,
+            metric,
+            kind: RouteKind::Unreachable,
+            protocol: PROTOCOL_STATIC,
+            link: None,
+            gateway: None,
+            source: None,
+            mtu: None,
+            onlink: false,
+        })?,
+        Step::DeleteRoute { destination, metric, .. } => delete_routes(&mut netlink, destination, metric)?,
         Step::State { link: name, up, .. } => {
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_up(index, up)?;
@@ -136,19 +159,32 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let path = format!("/proc/sys/{key}");
             fs::write(&path, &value).with_context(|| format!("write {value} to {path}"))?;
         }
+        Step::DeleteAddress { link: name, net, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.delete_address(index, net)?;
+        }
+        Step::QueueLength { link: name, packets, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_tx_queue_len(index, packets)?;
+        }
+        Step::DeleteNeighbour { link: name, address, .. } => {
+            let index = link(&mut netlink, &name)?.index;
+            rtnetlink::delete_neighbour(index, address)?;
+        }
+        Step::Nft { change, .. } => nft::change(&change)?,
     }
     Ok(())
 }
 
 /// A route of table main, protocol static.
-fn route_by(link: Option<u32>, destination: IpNet, gateway: Option<IpAddr>) -> Route {
+fn route_by(link: u32, destination: IpNet, gateway: Option<IpAddr>) -> Route {
     Route {
         destination,
         table: TABLE_MAIN,
         metric: 0,
         kind: RouteKind::Unicast,
         protocol: PROTOCOL_STATIC,
-        link,
+        link: Some(link),
         gateway,
         source: None,
         mtu: None,
@@ -156,12 +192,12 @@ fn route_by(link: Option<u32>, destination: IpNet, gateway: Option<IpAddr>) -> R
     }
 }
 
-fn parse_mac(mac: &str) -> Result<MacAddr> {
-    mac.parse().map_err(|error| anyhow!("MAC {mac}: {error}"))
-}
-
-fn delete_routes(netlink: &mut Netlink, destination: IpNet) -> Result<()> {
-    let ours = |route: &Route| route.destination == destination && route.table == TABLE_MAIN;
+fn delete_routes(netlink: &mut Netlink, destination: IpNet, metric: Option<u32>) -> Result<()> {
+    let ours = |route: &Route| {
+        route.destination == destination
+            && route.table == TABLE_MAIN
+            && metric.is_none_or(|metric| metric == route.metric)
+    };
     let routes: Vec<Route> = netlink.routes()?.into_iter().filter(ours).collect();
     anyhow::ensure!(!routes.is_empty(), "no route to {destination}");
     for route in &routes {

@@ -159,17 +159,32 @@ impl<'a> Fold<'a> {
             self.refuse(node, reason);
             return None;
         }
+        let told = self.refused.len();
         let underlays = Family::BOTH.map(|family| self.peer_underlay(node, family));
-        let cidrs = self.believe_cidrs(node);
-        if cidrs.is_empty() {
+        if self.refused.len() > told && underlays.iter().all(Option::is_none) {
+            // It cannot be reached, and why is said: that it then has no address at all is no news.
             return None;
         }
-        let paths = if self.prefix.is_flannel() {
-            self.paths_by_family(own, node, underlays, &cidrs)
-        } else {
-            self.one_path(own, node, underlays, cidrs)
+        let cidrs = self.believe_cidrs(node);
+        let paths = match cidrs.as_slice() {
+            [] => Vec::new(),
+            cidrs if self.prefix.is_flannel() => self.paths_by_family(own, node, underlays, cidrs),
+            cidrs => self.one_path(own, node, underlays, cidrs.to_vec()),
         };
+        self.release(underlays, &cidrs, &paths);
         (!paths.is_empty()).then(|| Peer { name: node.name.clone(), paths })
+    }
+
+    /// Takes back the claims of a node that came to nothing: they must not cost another its place.
+    fn release(&mut self, underlays: [Option<IpAddr>; 2], cidrs: &[IpNet], paths: &[PeerPath]) {
+        for cidr in cidrs.iter().filter(|cidr| !paths.iter().any(|path| path.pod_cidrs.contains(cidr))) {
+            self.cidrs.remove(&key(cidr.network()));
+        }
+        if paths.is_empty() {
+            for address in underlays.into_iter().flatten() {
+                self.underlays.remove(&key(address));
+            }
+        }
     }
 
     /// The address to send to, unless it contradicts what is believed already.

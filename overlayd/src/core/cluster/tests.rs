@@ -74,12 +74,13 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// `bad` is refused for `why` and costs a good node nothing.
+/// `bad` is refused once, for `why`, and costs a good node nothing.
 fn refused(bad: NodeObject, why: &str) {
     let good = node("good", &["10.244.9.0/24"], &["192.0.2.9"]);
     let name = bad.name.clone();
     let cluster = with_own(&[bad, good]);
     assert_eq!(peer_names(&cluster), ["good"], "{:?}", reasons(&cluster));
+    assert_eq!(cluster.refused.len(), 1, "{:?}", reasons(&cluster));
     assert!(cluster.refused.iter().all(|refusal| refusal.node == name), "{:?}", reasons(&cluster));
     assert!(cluster.refused.iter().any(|refusal| refusal.reason.contains(why)), "{:?}", reasons(&cluster));
 }
@@ -158,7 +159,7 @@ fn underlay_addresses_that_cannot_be_are_refused() {
         refused(node("bad", &["10.244.1.0/24"], &["192.0.2.2"]).with("public-ip", address), address);
     }
     for address in ["::", "::1", "ff02::1", "fe80::1", "::ffff:192.0.2.2"] {
-        refused(node("bad", &["10.244.1.0/24"], &[address]), "no usable address");
+        refused(node("bad", &["10.244.1.0/24"], &[address]), "InternalIP");
     }
     refused(node("bad", &["10.244.1.0/24"], &[]), "no usable address at all");
     refused(node("bad", &["10.244.1.0/24"], &["192.0.2.2"]).with("public-ip", "x"), "not an IP address");
@@ -215,6 +216,22 @@ fn between_two_claims_the_older_is_believed() {
     let cluster = with_own(&[thief, old]);
     assert_eq!(peer_names(&cluster), ["z-old"]);
     assert!(reasons(&cluster).concat().contains("address 192.0.2.2 is that of node z-old"));
+}
+
+#[test]
+fn what_a_refused_node_claims_is_free_for_others() {
+    let good = || node("good", &["10.244.1.0/24"], &["192.0.2.2"]);
+    for bad in [
+        node("bad", &["10.244.1.0/24"], &["0.0.0.0"]),
+        node("bad", &["10.244.1.0/24"], &[]),
+        node("bad", &["10.244.1.0/24"], &["192.0.2.3"]).with("backend-data", r#"{"VNI":7}"#),
+        node("bad", &[], &["192.0.2.2"]),
+        node("bad", &["224.1.0.0/24"], &["192.0.2.2"]),
+    ] {
+        let cluster = with_own(&[bad.born("2025-01-01T00:00:00Z"), good()]);
+        assert_eq!(peer_names(&cluster), ["good"], "{:?}", reasons(&cluster));
+        assert_eq!(cluster.refused.len(), 1, "{:?}", reasons(&cluster));
+    }
 }
 
 #[test]

@@ -16,6 +16,10 @@
 //! the tunnel route has the tunnel address, which lies in our pod CIDR, as its source, so rule 3 leaves it alone;
 //! it sees forwarded packets (NodePort) and local ones whose destination was rewritten after the source was chosen.
 //!
+//! Chain `tunnel_guard` drops what pods send to the tunnel's port at other nodes. It would leave with this node's address, and
+//! the other node could not tell it from our own datagrams: any pod could speak for all pods of its node, and for the node.
+//! It stands in the forward hook, where a destination NAT has happened and the incoming device is known.
+//!
 //! Chains `raw_output` and `raw_prerouting` take the tunnel's own datagrams out of connection tracking. A tracked
 //! tunnel costs two hash lookups per datagram and an entry per source port and peer, and a full conntrack table
 //! would stop all pods. The price: a stateful host firewall must allow the UDP port explicitly (it must anyway, as the
@@ -25,6 +29,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use wire::tag;
 
 use super::Inputs;
 use crate::core::plan::ruleset::{Chain, Device, Family, Membership, Part, Rule, Ruleset, Set, ranges};
@@ -35,11 +40,15 @@ const UDP: u8 = 17;
 /// `NF_IP_PRI_NAT_SRC` of `linux/netfilter_ipv4.h`.
 const PRIORITY_SRCNAT: i32 = 100;
 
+/// `NF_IP_PRI_FILTER`.
+const PRIORITY_FILTER: i32 = 0;
+
 /// `NF_IP_PRI_RAW`: before connection tracking (-200).
 const PRIORITY_RAW: i32 = -300;
 
 /// `enum nf_inet_hooks` of `linux/netfilter.h`.
 const HOOK_PREROUTING: u32 = 0;
+const HOOK_FORWARD: u32 = 2;
 const HOOK_OUTPUT: u32 = 3;
 const HOOK_POSTROUTING: u32 = 4;
 
@@ -52,14 +61,16 @@ pub struct SetNames {
     pub cluster: &'static str,
     /// Destinations outside that see pod addresses.
     pub bypass: &'static str,
+    /// Underlay addresses of the other nodes.
+    pub nodes: &'static str,
 }
 
 /// Names of the sets of this family.
 #[must_use]
 pub fn set_names(family: Family) -> SetNames {
     match family {
-        Family::V4 => SetNames { own: "own4", cluster: "cluster4", bypass: "bypass4" },
-        Family::V6 => SetNames { own: "own6", cluster: "cluster6", bypass: "bypass6" },
+        Family::V4 => SetNames { own: "own4", cluster: "cluster4", bypass: "bypass4", nodes: "nodes4" },
+        Family::V6 => SetNames { own: "own6", cluster: "cluster6", bypass: "bypass6", nodes: "nodes6" },
     }
 }
 
@@ -86,17 +97,28 @@ pub(super) fn ruleset(inputs: Inputs<'_>, cluster: &[IpNet], families: &[Family]
         rules,
     };
     let [raw_output, raw_prerouting] = raw(inputs);
-    Ruleset { sets, chains: vec![postrouting, raw_output, raw_prerouting] }
+    let tunnel_guard = Chain {
+        name: "tunnel_guard".to_owned(),
+        kind: "filter".to_owned(),
+        hook: HOOK_FORWARD,
+        priority: PRIORITY_FILTER,
+        policy_drop: false,
+        rules: families.iter().map(|family| guard(inputs, *family)).collect(),
+    };
+    Ruleset { sets, chains: vec![postrouting, raw_output, raw_prerouting, tunnel_guard] }
 }
 
-fn sets(inputs: Inputs<'_>, cluster: &[IpNet], family: Family) -> [Set; 3] {
+fn sets(inputs: Inputs<'_>, cluster: &[IpNet], family: Family) -> [Set; 4] {
     let names = set_names(family);
     let never = multicast(family);
+    let underlays = inputs.cluster.peers.iter().flat_map(|peer| &peer.paths).map(|path| path.underlay.into());
+    let nodes: Vec<IpNet> = underlays.collect();
     let set = |name: &str, ranges| Set { name: name.to_owned(), family, ranges };
     [
         set(names.own, ranges(family, &inputs.own.pod_cidrs)),
         set(names.cluster, ranges(family, cluster)),
         set(names.bypass, ranges(family, inputs.config.no_masquerade_cidrs.iter().chain(&never))),
+        set(names.nodes, ranges(family, &nodes)),
     ]
 }
 
@@ -145,6 +167,22 @@ fn island(inputs: Inputs<'_>, family: Family) -> Vec<Rule> {
         ),
     ]);
     rules
+}
+
+fn guard(inputs: Inputs<'_>, family: Family) -> Rule {
+    let nodes = Membership { set: set_names(family).nodes.to_owned(), family, inside: true };
+    Rule {
+        comment: "pod plays the tunnel".to_owned(),
+        parts: vec![
+            Part::InDevice(Device::Prefixed(tag::VETH_PREFIX.to_owned())),
+            Part::Family(family),
+            Part::DestinationIn(nodes),
+            Part::Protocol(UDP),
+            Part::DestinationPort(inputs.config.port),
+            Part::Counter,
+            Part::Drop,
+        ],
+    }
 }
 
 fn raw(inputs: Inputs<'_>) -> [Chain; 2] {

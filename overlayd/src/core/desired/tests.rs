@@ -259,6 +259,23 @@ fn the_masquerade_rules_come_after_every_exemption() {
 }
 
 #[test]
+fn pods_cannot_send_to_the_tunnel_port_of_the_underlay_addresses_of_peers() {
+    let peers =
+        vec![peer("b", "192.0.2.2", &["10.244.2.0/24"]), peer("c", "2001:db8::3", &["10.244.3.0/24"])];
+    let want = World::new(&["10.244.1.0/24", "fd00:1::/64"], peers).desired();
+    let nodes = |name| want.table.ranges(name).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        (nodes("nodes4"), nodes("nodes6")),
+        (vec!["192.0.2.2/32".into()], vec!["2001:db8::3/128".into()])
+    );
+    let guard = want.table.chains.iter().find(|chain| chain.name == "tunnel_guard").unwrap();
+    assert_eq!(guard.rules.len(), 2);
+    for rule in &guard.rules {
+        assert!(rule.parts.contains(&Part::DestinationPort(8472)) && rule.parts.contains(&Part::Drop));
+    }
+}
+
+#[test]
 fn the_mark_check_can_be_turned_off() {
     let mut world = World::new(&["10.244.1.0/24"], Vec::new());
     world.config.masquerade_mark = 0;

@@ -164,6 +164,8 @@ pub enum Part {
     Counter,
     /// Let it pass this chain.
     Accept,
+    /// Drop it.
+    Drop,
     /// No more rules of this chain.
     Return,
     /// Leave it out of connection tracking.

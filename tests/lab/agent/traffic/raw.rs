@@ -1,6 +1,6 @@
 //! Raw sockets: ping, and whole IP packets as a test wrote them.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -65,33 +65,40 @@ fn run_ping(target: IpAddr, size: usize, count: u32, time: Duration, result: &mu
     Ok(())
 }
 
-/// Sends one IP packet (hex, from the network header on) as it is.
-pub(crate) fn inject(packet: &str) -> Result<()> {
-    let mut bytes = Vec::new();
-    for at in (0..packet.len()).step_by(2) {
-        let pair = packet.get(at..at + 2).context("odd number of hex digits")?;
-        bytes.push(u8::from_str_radix(pair, 16).context("not hex")?);
-    }
-    let (domain, destination) = match bytes.first().map(|byte| byte >> 4) {
-        Some(4) if bytes.len() >= 20 => {
-            (Domain::IPV4, IpAddr::from(*bytes[16..].first_chunk::<4>().context("short")?))
-        }
-        Some(6) if bytes.len() >= 40 => {
-            (Domain::IPV6, IpAddr::from(*bytes[24..].first_chunk::<16>().context("short")?))
-        }
-        _ => bail!("neither IPv4 nor IPv6"),
-    };
+/// Sends IP packets as they are: each a line of hex on standard input, from the network header on.
+pub(crate) fn inject() -> Result<()> {
     // IPPROTO_RAW: the header is ours, for both families.
-    let socket =
-        Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).context("open raw socket")?;
-    socket
-        .send_to(&bytes, &SocketAddr::new(destination, 0).into())
-        .with_context(|| format!("send to {destination}"))?;
+    let open = |domain| Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
+    let mut sockets: [Option<Socket>; 2] = [None, None];
+    for line in io::stdin().lines() {
+        let bytes = unhex(&line.context("read packets")?)?;
+        let (slot, domain, destination) = match bytes.first().map(|byte| byte >> 4) {
+            Some(4) if bytes.len() >= 20 => {
+                (0, Domain::IPV4, IpAddr::from(*bytes[16..].first_chunk::<4>().context("short")?))
+            }
+            Some(6) if bytes.len() >= 40 => {
+                (1, Domain::IPV6, IpAddr::from(*bytes[24..].first_chunk::<16>().context("short")?))
+            }
+            _ => bail!("neither IPv4 nor IPv6"),
+        };
+        let socket = match &mut sockets[slot] {
+            Some(socket) => socket,
+            empty => empty.insert(open(domain).context("open raw socket")?),
+        };
+        socket
+            .send_to(&bytes, &SocketAddr::new(destination, 0).into())
+            .with_context(|| format!("send to {destination}"))?;
+    }
     Ok(())
 }
 
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let digits = |at| text.get(at..at + 2).context("odd number of hex digits");
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(digits(at)?, 16).context("not hex")).collect()
+}
+
 /// Receives one packet into a buffer of plain bytes.
-pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> std::io::Result<(usize, socket2::SockAddr)> {
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, socket2::SockAddr)> {
     // SAFETY: MaybeUninit<u8> has the layout of u8, and socket2 only writes initialised bytes into it.
     let slots: &mut [MaybeUninit<u8>] =
         unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), buffer.len()) };

@@ -25,10 +25,33 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 struct Count {
     received: u64,
+    duplicates: u64,
+    /// One bit for each sequence number received.
+    seen: Vec<u64>,
     reordered: u64,
     highest: u64,
     first: Option<Instant>,
     last: Option<Instant>,
+}
+
+/// Sequence numbers from here on are not told apart: no flood is that long.
+const SEQUENCE_LIMIT: u64 = 1 << 24;
+
+impl Count {
+    /// Whether this number came before; from now on it has.
+    fn has_seen(&mut self, sequence: u64) -> bool {
+        if sequence >= SEQUENCE_LIMIT {
+            return false;
+        }
+        // Below 2^24 a sequence number fits every usize.
+        let (word, bit) = ((sequence / 64) as usize, 1 << (sequence % 64));
+        if self.seen.len() <= word {
+            self.seen.resize(word + 1, 0);
+        }
+        let before = self.seen[word] & bit != 0;
+        self.seen[word] |= bit;
+        before
+    }
 }
 
 type Counts = Arc<Mutex<HashMap<u64, Count>>>;
@@ -174,6 +197,7 @@ fn flood(counts: &Counts, key: u64) -> Flood {
     Flood {
         sent: 0,
         received: count.received,
+        duplicates: count.duplicates,
         reordered: count.reordered,
         seconds,
         packets_per_second: if seconds > 0.0 { count.received as f64 / seconds } else { 0.0 },
@@ -243,6 +267,9 @@ fn count(counts: &Counts, datagram: &[u8]) {
     let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
     let count = counts.entry(key).or_default();
     count.received += 1;
+    if count.has_seen(sequence) {
+        count.duplicates += 1;
+    }
     if sequence < count.highest {
         count.reordered += 1;
     }
