@@ -34,15 +34,15 @@ pub enum Families {
 }
 
 impl Families {
-    fn has_v4(self) -> bool {
+    pub(crate) fn has_v4(self) -> bool {
         self != Self::V6
     }
 
-    fn has_v6(self) -> bool {
+    pub(crate) fn has_v6(self) -> bool {
         self != Self::V4
     }
 
-    fn pick(self, v4: IpNet, v6: IpNet) -> Vec<IpNet> {
+    pub(crate) fn pick(self, v4: IpNet, v6: IpNet) -> Vec<IpNet> {
         let mut nets = Vec::new();
         if self.has_v4() {
             nets.push(v4);
@@ -75,7 +75,9 @@ const SEGMENTATION: [&str; 6] = [
 ];
 
 impl Offloads {
-    fn features(self) -> Vec<(String, bool)> {
+    /// What is changed from a veth's defaults, by the kernel's names.
+    #[must_use]
+    pub fn features(self) -> Vec<(String, bool)> {
         let off = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), false)).collect::<Vec<_>>();
         match self {
             Self::Veth => Vec::new(),
@@ -226,7 +228,7 @@ impl Builder {
     }
 }
 
-fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
+pub(crate) fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix).into()
 }
 
@@ -259,7 +261,7 @@ impl Subnet {
     }
 }
 
-fn default_route(via: IpAddr) -> IpNet {
+pub(crate) fn default_route(via: IpAddr) -> IpNet {
     if via.is_ipv4() { v4(0, 0, 0, 0, 0) } else { Ipv6Net::default().into() }
 }
 
@@ -382,44 +384,6 @@ impl Lab {
         }
     }
 
-    /// Adds a host of its own behind a node, in a plain routed subnet 10.99.N.0/24 that the other nodes know through
-    /// the underlay: what the overlay is measured against. The nodes forward only if something has told them to.
-    ///
-    /// # Errors
-    /// If the kernel refuses, or the underlay has no IPv4.
-    pub fn add_plain_host(&self, number: usize) -> Result<Host> {
-        let node = self.nodes.get(number.wrapping_sub(1)).context("no such node")?;
-        let name = format!("plain-{number}");
-        let third = u8::try_from(number).context("node number over 255")?;
-        self.core.settle(&Request::Space(name.clone()))?;
-        let end = |space: &str, name: &str| End { space: space.to_owned(), name: name.to_owned() };
-        let mtu = 1500;
-        let (gateway, address) = (v4(10, 99, third, 1, 24), v4(10, 99, third, 2, 24));
-        let mut steps = vec![
-            Step::Veth { a: end(node.name(), "plain0"), b: end(&name, "eth0"), mtu },
-            Step::Address { space: node.name().into(), link: "plain0".into(), net: gateway },
-            Step::Address { space: name.clone(), link: "eth0".into(), net: address },
-            Step::Route {
-                space: name.clone(),
-                destination: default_route(gateway.addr()),
-                via: Some(gateway.addr()),
-                link: None,
-            },
-        ];
-        let via = node.addresses().iter().find(|address| address.is_ipv4()).copied();
-        let via = via.context("the plain comparison needs an IPv4 underlay")?;
-        for other in self.nodes.iter().filter(|other| other.name() != node.name()) {
-            steps.push(Step::Route {
-                space: other.name().into(),
-                destination: gateway.trunc(),
-                via: Some(via),
-                link: None,
-            });
-        }
-        self.core.setup(steps)?;
-        Ok(Host::new(Arc::clone(&self.core), &name, vec![address.addr()]))
-    }
-
     fn plumb(&mut self, plan: &Builder) -> Result<()> {
         let uses_router = plan.nodes.iter().any(|node| node.behind_router);
         for name in plan.nodes.iter().map(|node| node.name.as_str()).chain([OUTSIDE]) {
@@ -465,6 +429,10 @@ impl Lab {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     fn witness(&self) -> Witness {

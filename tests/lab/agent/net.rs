@@ -64,6 +64,7 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Address { space, .. }
     | Step::DeleteAddress { space, .. }
     | Step::Alias { space, .. }
+    | Step::Tunnel { space, .. }
     | Step::VxlanPeer { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
@@ -110,6 +111,13 @@ pub(crate) fn inside(step: Step) -> Result<()> {
         Step::Alias { link: name, text, .. } => {
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_alias(index, &text)?;
+        }
+        Step::Tunnel { name, vni, port, local, mac, mtu, .. } => {
+            let mac: MacAddr = mac.parse().map_err(|error| anyhow!("{mac}: {error}"))?;
+            rtnetlink::add_tunnel(&name, vni, port, local, mac)?;
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_mtu(index, mtu)?;
+            netlink.set_link_up(index, true)?;
         }
         Step::VxlanPeer { link: name, mac, tunnel, node, pods, .. } => {
             let index = link(&mut netlink, &name)?.index;
