@@ -6,7 +6,6 @@ mod firewall;
 mod init;
 mod ioctl;
 mod net;
-mod nft;
 mod objects;
 mod observe;
 mod rtnetlink;
@@ -131,7 +130,7 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Dump => dump::dump(),
         Tool::Objects { device } => objects::objects(&device),
         Tool::Bounded { capability, argv } => bounded(capability, &argv),
-        Tool::NftOwn { table } => nft::own(&table),
+        Tool::NftOwn { table } => firewall::own(&table),
         Tool::FirewallApply => firewall::apply(),
         Tool::FirewallDump => firewall::dump(),
         Tool::Mode { path } => {

@@ -12,7 +12,7 @@ use tests::protocol::Step;
 use wire::packet::MacAddr;
 
 use crate::init::{Spaces, in_space};
-use crate::{ioctl, nft, rtnetlink};
+use crate::{firewall, ioctl, rtnetlink};
 
 /// `RT_TABLE_MAIN`.
 const TABLE_MAIN: u32 = 254;
@@ -163,7 +163,7 @@ pub(crate) fn inside(step: Step) -> Result<()> {
             let index = link(&mut netlink, &name)?.index;
             rtnetlink::delete_neighbour(index, address)?;
         }
-        Step::Nft { change, .. } => nft::change(&change)?,
+        Step::Nft { change, .. } => firewall::change(&change)?,
     }
     Ok(())
 }
