@@ -6,11 +6,10 @@ mod firewall;
 mod init;
 mod ioctl;
 mod net;
-mod objects;
-mod observe;
 mod rtnetlink;
 mod socket;
 mod traffic;
+mod view;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -128,7 +127,7 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Symlink { target, path } => symlink(&target, &path),
         Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
-        Tool::Objects { device } => objects::objects(&device),
+        Tool::Objects { device } => view::objects(&device),
         Tool::Bounded { capability, argv } => bounded(capability, &argv),
         Tool::NftOwn { table } => firewall::own(&table),
         Tool::FirewallApply => firewall::apply(),
@@ -139,7 +138,7 @@ fn run(tool: Tool) -> Result<()> {
             Ok(())
         }
         Tool::Loiter { path, count, hex } => socket::loiter(&path, count, &hex),
-        Tool::Observe => observe::observe(),
+        Tool::Observe => view::observe(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),
