@@ -1,7 +1,7 @@
 //! The plumbing of one attachment, as one value: dropping it before [`Plumbing::commit`] takes everything back.
 //!
 //! Everything hangs on the veth pair, so taking back is one deletion: the kernel drops addresses, routes and
-//! neighbours with their link. Nothing else is ever deleted, a route by its prefix least of all: it could be
+//! neighbours with their link. Only the rules of a container's further interfaces stay, and are deleted one by one. Nothing else is ever deleted, a route by its prefix least of all: it could be
 //! another's. The steps are ordered so that a plugin killed between any two leaves a link that the daemon
 //! recognises: the pair is born with name, group and both MACs, and the next message gives it the alias, which is
 //! the lease.
@@ -13,16 +13,18 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use wire::ipc::{Attachment, Lease};
+use wire::ipc::{Attachment, Lease, LeaseAddress};
 use wire::packet::MacAddr;
 use wire::tag::{
-    Alias, GATEWAY_V6, POD_ROUTE_METRIC, ROUTE_PROTOCOL, VETH_GROUP, host_mac, pod_mac, veth_name,
+    Alias, GATEWAY_V6, POD_ROUTE_METRIC, ROUTE_PROTOCOL, VETH_GROUP, VETH_PREFIX, host_mac, mac_altname,
+    pod_mac, veth_name,
 };
 
 use crate::error::{CniError, Code};
-use crate::netlink::{Netlink, NetlinkError, Route, RouteKind, VethSpec};
+use crate::netlink::{Netlink, NetlinkError, Route, RouteKind, Rule, VethSpec};
 use crate::netns::Namespace;
 use crate::sysctl::{self, Setting};
+use crate::wish::PodRoute;
 
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 pub(crate) const TABLE_MAIN: u32 = 254;
@@ -33,8 +35,14 @@ pub(crate) const TABLE_MAIN: u32 = 254;
 /// net/ipv6/addrconf.c).
 const USABLE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Priority of the rules in a pod: after that of the local table (0), before that of the main table (32766).
+const RULE_PRIORITY: u32 = 1111;
+
+/// Upper byte of the numbers of routing tables in a pod: "o" in ASCII.
+const TABLE_BASE: u32 = 0x6f00_0000;
+
 /// Metrics of the routes of a container's further interfaces begin here, after the 1024 of IPv6's own.
-const SECOND_METRIC: u32 = 2000;
+pub(crate) const SECOND_METRIC: u32 = 2000;
 
 /// Settings of every host end. The kernel forwards IPv4 by the ingress device's own setting. Reverse path filtering is
 /// said to be loose, but on a link without IPv4 address the kernel then lets in only sources that are routed back to the
@@ -66,6 +74,17 @@ pub struct Blueprint<'a> {
     pub namespace: &'a Namespace,
     /// With which addresses.
     pub lease: &'a Lease,
+    /// MAC of the pod's end, if not the derived one.
+    pub mac: Option<MacAddr>,
+    /// The pod's routes.
+    pub routes: &'a [PodRoute],
+}
+
+impl Blueprint<'_> {
+    /// MAC of the pod's end of the veth pair with this name.
+    fn pod_mac(&self, host_name: &str) -> MacAddr {
+        self.mac.unwrap_or_else(|| pod_mac(host_name))
+    }
 }
 
 /// Why there is no attachment.
@@ -100,6 +119,7 @@ impl From<NetlinkError> for CniError {
 pub struct Plumbing {
     netlink: Netlink,
     host_name: String,
+    pod: Option<PodSide>,
     committed: bool,
 }
 
@@ -109,9 +129,9 @@ impl Plumbing {
     /// # Errors
     /// Nothing is left behind then.
     pub fn build(blueprint: &Blueprint<'_>) -> Result<Self, Failure> {
-        let Blueprint { attachment, namespace, lease } = *blueprint;
+        let Blueprint { attachment, namespace, lease, .. } = *blueprint;
         let host_name = veth_name(attachment);
-        let (host_mac, pod_mac) = (host_mac(&host_name), pod_mac(&host_name));
+        let (host_mac, pod_mac) = (host_mac(&host_name), blueprint.pod_mac(&host_name));
         let mut netlink = Netlink::open()?;
         let spec = VethSpec {
             host_name: &host_name,
@@ -126,14 +146,15 @@ impl Plumbing {
             Some(libc::EEXIST) => exists(attachment, namespace, &host_name),
             _ => error.into(),
         })?;
-        let mut plumbing = Self { netlink, host_name, committed: false };
-        let index = plumbing.label(attachment, lease)?;
-        let mut pod =
-            namespace.enter(|| PodSide::prepare(&attachment.ifname, lease)).map_err(|error| {
-                CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()))
-            })??;
+        let mut plumbing = Self { netlink, host_name, pod: None, committed: false };
+        let index = plumbing.label(blueprint)?;
+        let pod = namespace.enter(|| PodSide::prepare(&attachment.ifname, lease)).map_err(|error| {
+            CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()))
+        })??;
         plumbing.host_side(index, lease, pod_mac)?;
-        pod.connect(lease, host_mac)?;
+        let table = own_table(&plumbing.host_name);
+        let pod = plumbing.pod.insert(PodSide { table, ..pod });
+        pod.connect(blueprint, host_mac)?;
         pod.await_usable(lease)?;
         Ok(plumbing)
     }
@@ -143,12 +164,16 @@ impl Plumbing {
         self.committed = true;
     }
 
-    /// Writes the lease into the alias. The link's index.
-    fn label(&mut self, attachment: &Attachment, lease: &Lease) -> Result<u32, CniError> {
+    /// Writes the lease into the alias, and a MAC that cannot be derived beside it. The link's index.
+    fn label(&mut self, blueprint: &Blueprint<'_>) -> Result<u32, CniError> {
+        let Blueprint { attachment, lease, mac, .. } = *blueprint;
         let found = self.netlink.link_by_name(&self.host_name)?;
         let gone = || CniError::new(Code::Plumbing, format!("link {} went away", self.host_name));
         let index = found.ok_or_else(gone)?.index;
         self.netlink.set_link_alias(index, &Alias::new(attachment, &addresses(lease)).emit())?;
+        if let Some(mac) = mac {
+            self.netlink.add_link_altname(index, &mac_altname(&self.host_name, mac))?;
+        }
         Ok(index)
     }
 
@@ -206,6 +231,9 @@ impl Drop for Plumbing {
             return;
         }
         // The runtime's DEL finds what could not be deleted here.
+        if let Some(pod) = &mut self.pod {
+            pod.forget_rules();
+        }
         if let Ok(Some(link)) = self.netlink.link_by_name(&self.host_name)
             && link.group == VETH_GROUP
         {
@@ -246,10 +274,14 @@ fn has_v6(lease: &Lease) -> bool {
 }
 
 /// The pod's end, by a socket that lives in the pod's namespace.
+#[derive(Debug)]
 struct PodSide {
     netlink: Netlink,
     ifname: String,
     index: u32,
+    /// The routing table of this interface alone.
+    table: u32,
+    rules: Vec<Rule>,
 }
 
 impl PodSide {
@@ -272,29 +304,60 @@ impl PodSide {
         }
         netlink.set_link_up(loopback, true)?;
         netlink.set_link_up(index, true)?;
-        Ok(Self { netlink, ifname: ifname.to_owned(), index })
+        Ok(Self { netlink, ifname: ifname.to_owned(), index, table: 0, rules: Vec::new() })
     }
 
-    /// Addresses, gateways, default routes.
-    fn connect(&mut self, lease: &Lease, host_mac: MacAddr) -> Result<(), CniError> {
-        for leased in &lease.addresses {
+    /// Addresses, gateways, routes.
+    fn connect(&mut self, blueprint: &Blueprint<'_>, host_mac: MacAddr) -> Result<(), CniError> {
+        for leased in &blueprint.lease.addresses {
             self.netlink.add_address(self.index, leased.address.into())?;
             self.netlink.set_permanent_neighbour(self.index, leased.gateway, host_mac)?;
             self.add_route(&Route { metric: 0, ..host_route(self.index, leased.gateway) })?;
-            self.add_route(&default_route(self.index, leased.gateway))?;
+            let mut is_first = false;
+            for route in blueprint.routes.iter().filter(|route| is_of_family(route, leased)) {
+                let undisputed = self.add_route(&pod_route(self.index, route, leased.gateway))?;
+                is_first |= undisputed && route.is_default();
+            }
+            if !is_first {
+                self.answer_by_itself(leased)?;
+            }
         }
         Ok(())
     }
 
     /// A second interface of one container finds the routes of the first: its own come after them, for programs that
-    /// bind to the interface. All others send by the first, and the host drops what has the second's address there.
-    fn add_route(&mut self, route: &Route) -> Result<(), CniError> {
+    /// bind to the interface. False if so.
+    fn add_route(&mut self, route: &Route) -> Result<bool, CniError> {
         match self.netlink.add_route(route) {
             Err(error) if error.errno() == Some(libc::EEXIST) => {
                 let metric = SECOND_METRIC.saturating_add(self.index);
-                Ok(self.netlink.add_route(&Route { metric, ..route.clone() })?)
+                self.netlink.add_route(&Route { metric, ..route.clone() })?;
+                Ok(false)
             }
-            other => Ok(other?),
+            other => Ok(other.map(|()| true)?),
+        }
+    }
+
+    /// What is sent from the interface's address leaves by the interface, whoever has the default route: the host lets
+    /// in only what comes from the right one.
+    fn answer_by_itself(&mut self, leased: &LeaseAddress) -> Result<(), CniError> {
+        for route in own_routes(self.index, self.table, leased.gateway) {
+            self.netlink.add_route(&route)?;
+        }
+        let rule = own_rule(self.table, leased.address);
+        match self.netlink.add_rule(&rule) {
+            // Left behind by a plugin that was killed.
+            Err(error) if error.errno() == Some(libc::EEXIST) => {}
+            other => other?,
+        }
+        self.rules.push(rule);
+        Ok(())
+    }
+
+    /// Rules do not go with the link.
+    fn forget_rules(&mut self) {
+        for rule in self.rules.drain(..) {
+            let _ = self.netlink.delete_rule(&rule);
         }
     }
 
@@ -327,16 +390,65 @@ impl PodSide {
     }
 }
 
-/// The pod's way to everything.
-fn default_route(link: u32, gateway: IpAddr) -> Route {
-    let any: IpAddr =
-        if gateway.is_ipv4() { [0; 4].into() } else { IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) };
+fn is_of_family(route: &PodRoute, leased: &LeaseAddress) -> bool {
+    route.destination.addr().is_ipv6() == leased.address.is_ipv6()
+}
+
+/// One of the pod's routes by the gateway.
+fn pod_route(link: u32, route: &PodRoute, gateway: IpAddr) -> Route {
     Route {
-        // A prefix of zero bits is valid in both families.
-        destination: ipnet::IpNet::new_assert(any, 0),
-        metric: 0,
+        destination: route.destination,
+        table: route.table.unwrap_or(TABLE_MAIN),
+        metric: route.priority.unwrap_or(0),
+        mtu: route.mtu,
         gateway: Some(gateway),
         onlink: true,
-        ..host_route(link, any)
+        ..host_route(link, gateway)
+    }
+}
+
+/// The whole table of one interface: everything by its gateway.
+pub(crate) fn own_routes(link: u32, table: u32, gateway: IpAddr) -> [Route; 2] {
+    let any = PodRoute { table: Some(table), ..PodRoute::default_of(gateway.is_ipv6()) };
+    [Route { metric: 0, table, ..host_route(link, gateway) }, pod_route(link, &any, gateway)]
+}
+
+/// The rule that sends what has this source to the interface's own table.
+pub(crate) fn own_rule(table: u32, address: IpAddr) -> Rule {
+    Rule { source: address.into(), table, priority: RULE_PRIORITY, protocol: ROUTE_PROTOCOL }
+}
+
+/// Number of the routing table, in the pod's namespace, that belongs to the veth pair with this name: 24 bits of its hash
+/// behind a byte that keeps off the numbers that people choose. DEL finds the rules by it when the link is gone.
+pub(crate) fn own_table(host_name: &str) -> u32 {
+    let digits = host_name.strip_prefix(VETH_PREFIX).and_then(|digits| digits.get(..6));
+    TABLE_BASE | digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0)
+}
+
+/// Deletes the rules of this attachment in the calling thread's namespace.
+///
+/// # Errors
+/// If they cannot be listed, or one cannot be deleted.
+pub(crate) fn delete_own_rules(host_name: &str) -> Result<(), NetlinkError> {
+    let mut netlink = Netlink::open()?;
+    let table = own_table(host_name);
+    for rule in netlink.rules()?.iter().filter(|rule| rule.table == table && rule.protocol == ROUTE_PROTOCOL)
+    {
+        match netlink.delete_rule(rule) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_veth_has_a_table_of_its_own() {
+        assert_eq!(own_table("ovp0123456789ab"), 0x6f01_2345);
+        assert_eq!(own_table("ovpffffff789abc"), 0x6fff_ffff);
     }
 }

@@ -97,6 +97,7 @@ pub fn refused(kind: RefusalKind, message: &str) -> CniError {
         RefusalKind::Invalid => Code::InvalidConfig,
         RefusalKind::Mismatch => Code::Mismatch,
         RefusalKind::Internal => Code::Daemon,
+        RefusalKind::Impaired => Code::Impaired,
     };
     CniError::new(code, format!("overlayd refuses: {message}"))
 }
@@ -296,8 +297,9 @@ mod tests {
             (RefusalKind::Invalid, 7),
             (RefusalKind::Internal, 102),
             (RefusalKind::Mismatch, 103),
+            (RefusalKind::Impaired, 51),
         ] {
-            assert_eq!(refused(kind, "x").code as u32, code, "{kind:?}");
+            assert_eq!(refused(kind, "x").code.number(), code, "{kind:?}");
         }
     }
 }

@@ -7,13 +7,14 @@ use wire::ipc::{Attachment, Reply, Request};
 use wire::packet::MacAddr;
 use wire::tag::{Alias, host_mac, veth_name};
 
-use crate::attach::{TABLE_MAIN, host_route};
+use crate::attach::{SECOND_METRIC, TABLE_MAIN, host_route, own_routes, own_rule, own_table};
 use crate::call::{call, refused};
 use crate::conf::Conf;
+use crate::delegate::Delegate;
 use crate::delete::is_of;
-use crate::environment::{Sandbox, Target};
+use crate::environment::{Hints, Sandbox, Target};
 use crate::error::{CniError, Code};
-use crate::netlink::{Address, Link, Neighbour, Netlink, NetlinkError, Route, RouteKind};
+use crate::netlink::{Address, Link, Neighbour, Netlink, NetlinkError, Route, RouteKind, Rule};
 use crate::netns::Namespace;
 use crate::result::Previous;
 use crate::version::Version;
@@ -21,12 +22,16 @@ use crate::version::Version;
 /// How long the daemon may take to answer.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the IPAM plugin may take.
+const DELEGATE_PATIENCE: Duration = Duration::from_secs(6);
+
 /// What one namespace holds.
 struct State {
     link: Option<Link>,
     addresses: Vec<Address>,
     routes: Vec<Route>,
     neighbours: Vec<Neighbour>,
+    rules: Vec<Rule>,
 }
 
 impl State {
@@ -37,6 +42,7 @@ impl State {
             addresses: netlink.addresses()?,
             routes: netlink.routes()?,
             neighbours: netlink.neighbours()?,
+            rules: netlink.rules()?,
         })
     }
 
@@ -52,14 +58,14 @@ impl State {
 ///
 /// # Errors
 /// Code 103 naming every difference; 1 before version 0.4.0; 7 without a usable `prevResult`; 11 without a daemon.
-pub fn check(conf: &Conf, target: Target, sandbox: &Sandbox) -> Result<(), CniError> {
-    if conf.version < Version::V0_4_0 {
-        let message = format!("CHECK needs cniVersion 0.4.0 or later, this is {}", conf.version.as_str());
-        return Err(CniError::new(Code::IncompatibleVersion, message));
-    }
-    conf.require_own_addresses()?;
+pub fn check(conf: &Conf, target: Target, sandbox: &Sandbox, hints: &Hints) -> Result<(), CniError> {
+    conf.require(Version::V0_4_0, "CHECK")?;
+    let delegate = Delegate::find(conf, hints.plugin_path.as_deref())?;
     let previous = Previous::read(conf.previous.as_ref(), &target.ifname, &sandbox.path)?;
     let namespace = Namespace::open(sandbox)?;
+    if let Some(delegate) = delegate {
+        delegate.call("CHECK", DELEGATE_PATIENCE)?;
+    }
     let attachment =
         Attachment { network: conf.network.clone(), container: target.container, ifname: target.ifname };
     let host = State::read(&veth_name(&attachment))?;
@@ -141,21 +147,39 @@ fn pod_damage(pod: &State, attachment: &Attachment, previous: &Previous) -> Vec<
             format!("interface {name} has mac {}, not {}", shown(link.mac), shown(previous.mac)),
         );
     }
-    let host_mac = host_mac(&veth_name(attachment));
+    let host_name = veth_name(attachment);
+    let (host_mac, table) = (host_mac(&host_name), own_table(&host_name));
     for (address, gateway) in &previous.addresses {
         let is_there =
             pod.addresses.iter().any(|held| (held.link, held.net.addr()) == (link.index, *address));
         expect(is_there, format!("interface {name} has no address {address}"));
         let Some(gateway) = gateway else { continue };
-        let is_default = |route: &&Route| {
-            route.destination.prefix_len() == 0
-                && route.destination.addr().is_ipv4() == gateway.is_ipv4()
-                && route.table == TABLE_MAIN
+        let leads = |route: &&Route| {
+            route.link == Some(link.index)
+                && route.gateway == Some(*gateway)
                 && route.kind == RouteKind::Unicast
         };
-        let leads = |route: &Route| route.link == Some(link.index) && route.gateway == Some(*gateway);
-        let has_default = pod.routes.iter().filter(is_default).any(leads);
-        expect(has_default, format!("the container has no default route via {gateway} by {name}"));
+        let ways: Vec<&Route> = pod.routes.iter().filter(leads).collect();
+        for (destination, _) in previous.routes.iter().filter(|(_, via)| via == gateway) {
+            let what = if destination.prefix_len() == 0 {
+                "default route".to_owned()
+            } else {
+                format!("route to {destination}")
+            };
+            let has_it = ways.iter().any(|way| way.destination == *destination && way.table != table);
+            expect(has_it, format!("the container has no {what} via {gateway} by {name}"));
+        }
+        let is_first = |way: &&Route| {
+            way.destination.prefix_len() == 0 && way.table == TABLE_MAIN && way.metric < SECOND_METRIC
+        };
+        if !ways.iter().any(is_first) {
+            let has_table = own_routes(link.index, table, *gateway)
+                .iter()
+                .all(|own| pod.routes.iter().any(|route| same_way(route, own)));
+            expect(has_table, format!("the container's routing table {table} of {name} is not whole"));
+            let has_rule = pod.rules.contains(&own_rule(table, *address));
+            expect(has_rule, format!("the container has no rule that sends from {address} by {name}"));
+        }
         let is_known = pod.knows(link.index, *gateway, Some(host_mac));
         expect(
             is_known,
@@ -163,4 +187,10 @@ fn pod_damage(pod: &State, attachment: &Attachment, previous: &Previous) -> Vec<
         );
     }
     damage
+}
+
+/// Whether a packet goes the same way; IPv6 fills in a metric of its own.
+fn same_way(one: &Route, other: &Route) -> bool {
+    (one.destination, one.table, one.kind, one.link, one.gateway)
+        == (other.destination, other.table, other.kind, other.link, other.gateway)
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use wire::tag::is_identifier;
+use wire::tag::{is_identifier, is_interface_name};
 
+use crate::environment::Target;
 use crate::error::{CniError, Code};
 use crate::version::Version;
 
@@ -21,6 +22,65 @@ pub const SIZE_LIMIT: u64 = 1024 * 1024;
 /// How long the runtime may take to write it.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A key of the network configuration, as the README lists it.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Name.
+    pub name: &'static str,
+    /// What kind of value.
+    pub value: &'static str,
+    /// What holds without it.
+    pub default: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+/// The keys that are ours or mean something of our own, beside those of the specification.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "socket",
+        value: "PATH",
+        default: "/run/overlayd/cni.sock",
+        help: "The daemon's socket; an absolute path.",
+    },
+    Key {
+        name: "default_route",
+        value: "BOOL",
+        default: "true",
+        help: "Whether pods get a default route by this interface: false for a secondary network.",
+    },
+    Key {
+        name: "routes",
+        value: "[{dst, mtu, priority, table}]",
+        default: "none",
+        help: "Further routes of the pod, each by this interface; `gw` is not taken.",
+    },
+    Key {
+        name: "ipam",
+        value: "{type, ...}",
+        default: "none",
+        help: "Another plugin of `CNI_PATH` that gives the addresses (host-local, ...), instead of the daemon.",
+    },
+    Key {
+        name: "dns",
+        value: "{...}",
+        default: "that of the IPAM plugin",
+        help: "Passed through into the result.",
+    },
+    Key {
+        name: "runtimeConfig.ips",
+        value: "[ADDRESS, ...]",
+        default: "none",
+        help: "Addresses for this pod, at most one per family; also `args.cni.ips`, or `IP=` in `CNI_ARGS`.",
+    },
+    Key {
+        name: "runtimeConfig.mac",
+        value: "MAC",
+        default: "derived",
+        help: "MAC of the pod's interface; also `args.cni.mac`, or `MAC=` in `CNI_ARGS`.",
+    },
+];
+
 /// The parts of a network configuration that this plugin uses. Everything else is tolerated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conf {
@@ -32,10 +92,16 @@ pub struct Conf {
     pub socket: PathBuf,
     /// `ipam.type`, if another plugin is to give the addresses.
     pub ipam: Option<String>,
+    /// All of it, for the keys that one verb alone uses.
+    pub document: Value,
+    /// All of it as it came, for the IPAM plugin.
+    pub text: Vec<u8>,
     /// `dns`, passed through into the result.
     pub dns: Option<Value>,
     /// `prevResult`.
     pub previous: Option<Value>,
+    /// `cni.dev/valid-attachments` or `cni.dev/attachments`; `None` if there is neither.
+    pub valid: Option<Vec<Target>>,
 }
 
 #[derive(Deserialize)]
@@ -44,10 +110,28 @@ struct Raw {
     version: Option<String>,
     name: Option<String>,
     socket: Option<String>,
-    ipam: Option<Value>,
+    ipam: Option<RawIpam>,
     dns: Option<Value>,
     #[serde(rename = "prevResult")]
     previous: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<RawAttachment>>,
+    /// The key that `libcni` used before the specification's, and sends beside it.
+    #[serde(rename = "cni.dev/attachments")]
+    valid_too: Option<Vec<RawAttachment>>,
+}
+
+#[derive(Deserialize)]
+struct RawIpam {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawAttachment {
+    #[serde(rename = "containerID")]
+    container: String,
+    ifname: String,
 }
 
 /// A configuration that was refused, and the version to answer in.
@@ -75,7 +159,7 @@ impl Conf {
             let message = "the network configuration on standard input is not a JSON object";
             return Err(refuse(CniError::new(Code::Decode, message)));
         }
-        let raw = Raw::deserialize(value).map_err(decode)?;
+        let raw = Raw::deserialize(&value).map_err(decode)?;
         let known = raw.version.as_deref().and_then(Version::parse);
         let refuse = |error| Refused { version: known.unwrap_or(Version::NEWEST), error };
         let invalid = |message: String| refuse(CniError::new(Code::InvalidConfig, message));
@@ -90,22 +174,46 @@ impl Conf {
         if !socket.is_absolute() {
             return Err(invalid(format!("socket is {socket:?}: want an absolute path")));
         }
-        let ipam = raw.ipam.as_ref().and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
-        let ipam = ipam.filter(|kind| !kind.is_empty()).map(ToOwned::to_owned);
-        Ok(Self { version, network, socket, ipam, dns: raw.dns, previous: raw.previous })
+        let ipam = raw.ipam.and_then(|ipam| ipam.kind).filter(|kind| !kind.is_empty());
+        if let Some(kind) = ipam.as_ref().filter(|kind| !is_identifier(kind)) {
+            return Err(invalid(format!("ipam.type is {kind:?}: want the file name of a plugin")));
+        }
+        let valid = valid_attachments(raw.valid, raw.valid_too).map_err(refuse)?;
+        let (dns, previous, text) = (raw.dns, raw.previous, text.to_vec());
+        Ok(Self { version, network, socket, ipam, document: value, text, dns, previous, valid })
     }
 
-    /// Refuses a configuration that hands address management to another plugin.
+    /// Refuses a verb that is not of the configuration's version yet.
     ///
     /// # Errors
-    /// Code 7.
-    pub fn require_own_addresses(&self) -> Result<(), CniError> {
-        let Some(kind) = &self.ipam else { return Ok(()) };
-        let message = format!(
-            "ipam type {kind:?} is not supported: overlayd gives the addresses itself, remove ipam from the configuration"
-        );
-        Err(CniError::new(Code::InvalidConfig, message))
+    /// Code 1.
+    pub fn require(&self, version: Version, verb: &str) -> Result<(), CniError> {
+        if self.version >= version {
+            return Ok(());
+        }
+        let (least, held) = (version.as_str(), self.version.as_str());
+        let message = format!("{verb} needs cniVersion {least} or later, this is {held}");
+        Err(CniError::new(Code::IncompatibleVersion, message))
     }
+}
+
+/// Everything that either key lists. A malformed entry makes the list one that nothing may be deleted by.
+fn valid_attachments(
+    one: Option<Vec<RawAttachment>>,
+    other: Option<Vec<RawAttachment>>,
+) -> Result<Option<Vec<Target>>, CniError> {
+    if one.is_none() && other.is_none() {
+        return Ok(None);
+    }
+    let read = |RawAttachment { container, ifname }: RawAttachment| {
+        if is_identifier(&container) && is_interface_name(&ifname) {
+            return Ok(Target { container, ifname });
+        }
+        let message =
+            format!("cni.dev/valid-attachments lists {container:?} with {ifname:?}: not an attachment");
+        Err(CniError::new(Code::InvalidConfig, message))
+    };
+    one.into_iter().chain(other).flatten().map(read).collect::<Result<_, _>>().map(Some)
 }
 
 fn incompatible(version: Option<&str>) -> CniError {
@@ -187,7 +295,7 @@ mod tests {
 
     #[test]
     fn versions_are_matched_exactly() {
-        for version in ["", "0.1.0", "0.2.0", "0.3.0", "1.0", "1.1.0", "v1.0.0"] {
+        for version in ["", "0.1.0", "0.2.0", "0.3.0", "1.0", "1.1", "1.2.0", "v1.0.0"] {
             assert_eq!(
                 code(&json!({"cniVersion": version, "name": "n"})),
                 Code::IncompatibleVersion,
@@ -210,13 +318,46 @@ mod tests {
     }
 
     #[test]
-    fn only_an_ipam_with_a_type_is_refused() {
-        let conf = |ipam: Value| parse(&json!({"cniVersion": "1.0.0", "name": "n", "ipam": ipam})).unwrap();
-        assert!(conf(json!({})).require_own_addresses().is_ok());
-        assert!(conf(json!({"type": ""})).require_own_addresses().is_ok());
-        let error = conf(json!({"type": "host-local"})).require_own_addresses().unwrap_err();
-        assert_eq!(error.code, Code::InvalidConfig);
-        assert!(error.message.contains("host-local"));
+    fn an_ipam_plugin_is_named_by_a_file_name_and_nothing_else() {
+        let conf = |ipam: Value| json!({"cniVersion": "1.0.0", "name": "n", "ipam": ipam});
+        let kind = |ipam: Value| parse(&conf(ipam)).unwrap().ipam;
+        assert_eq!(
+            (kind(json!({})), kind(json!({"type": ""})), kind(json!({"type": null}))),
+            (None, None, None)
+        );
+        assert_eq!(kind(json!({"type": "host-local", "ranges": []})).as_deref(), Some("host-local"));
+        for name in ["../sh", "/bin/sh", "a/b", ".", "..", "-x", "a b", "a\u{0}", "a;b"] {
+            assert_eq!(code(&conf(json!({"type": name}))), Code::InvalidConfig, "{name}");
+        }
+        for odd in [json!("host-local"), json!([]), json!({"type": 1})] {
+            assert_eq!(code(&conf(odd)), Code::Decode);
+        }
+    }
+
+    #[test]
+    fn attachments_of_both_keys_count_and_no_key_is_no_list() {
+        let conf = |key: &str, value: Value| {
+            let mut conf = json!({"cniVersion": "1.1.0", "name": "n"});
+            conf[key] = value;
+            conf
+        };
+        let both = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        let target = |container: &str| Target { container: container.into(), ifname: "eth0".into() };
+        assert_eq!(parse(&json!({"cniVersion": "1.1.0", "name": "n"})).unwrap().valid, None);
+        for key in both {
+            assert_eq!(parse(&conf(key, json!(null))).unwrap().valid, None);
+            assert_eq!(parse(&conf(key, json!([]))).unwrap().valid, Some(vec![]));
+            let list = json!([{"containerID": "c1", "ifname": "eth0", "more": 1}]);
+            assert_eq!(parse(&conf(key, list)).unwrap().valid, Some(vec![target("c1")]));
+            assert_eq!(code(&conf(key, json!([{"containerID": "c1"}]))), Code::Decode);
+            assert_eq!(
+                code(&conf(key, json!([{"containerID": "../c1", "ifname": "eth0"}]))),
+                Code::InvalidConfig
+            );
+        }
+        let mut conf = conf(both[0], json!([{"containerID": "c1", "ifname": "eth0"}]));
+        conf[both[1]] = json!([{"containerID": "c2", "ifname": "eth0"}]);
+        assert_eq!(parse(&conf).unwrap().valid, Some(vec![target("c1"), target("c2")]));
     }
 
     #[test]

@@ -6,25 +6,53 @@ use wire::ipc::Attachment;
 use wire::tag::{Alias, VETH_GROUP, network_hash, veth_name};
 
 use crate::add::release;
+use crate::attach::delete_own_rules;
 use crate::conf::Conf;
-use crate::environment::Target;
+use crate::delegate::Delegate;
+use crate::environment::{Hints, Sandbox, Target};
 use crate::error::CniError;
+use crate::log;
 use crate::netlink::{Link, Netlink};
+use crate::netns::Namespace;
 
 /// How long telling the daemon may take.
 const RELEASE_PATIENCE: Duration = Duration::from_millis(800);
 
+/// How long the IPAM plugin may take.
+const DELEGATE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Detaches a container.
 ///
 /// # Errors
-/// Only if the kernel refuses to delete a link that is there and ours.
-pub fn delete(conf: &Conf, target: Target) -> Result<(), CniError> {
+/// Only if the kernel refuses to delete a link that is there and ours, or the IPAM plugin fails.
+pub fn delete(conf: &Conf, target: Target, sandbox: Option<&Sandbox>, hints: &Hints) -> Result<(), CniError> {
     let attachment =
         Attachment { network: conf.network.clone(), container: target.container, ifname: target.ifname };
+    detach(conf, &attachment)?;
+    if let Some(sandbox) = sandbox {
+        forget_rules(sandbox, &attachment);
+    }
+    let Some(delegate) = Delegate::find(conf, hints.plugin_path.as_deref())? else { return Ok(()) };
+    delegate.call("DEL", DELEGATE_PATIENCE).map(drop)
+}
+
+/// Rules stay in the namespace when the link goes. One that cannot be entered has none any more.
+fn forget_rules(sandbox: &Sandbox, attachment: &Attachment) {
+    let Ok(namespace) = Namespace::open(sandbox) else { return };
+    let container = &attachment.container;
+    match namespace.enter(|| delete_own_rules(&veth_name(attachment))) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log(format_args!("rules of {container} stay: {error}")),
+        Err(error) => log(format_args!("rules of {container} stay: enter {}: {error}", namespace.path())),
+    }
+}
+
+/// Deletes an attachment's link, if it is there and of this attachment, and tells the daemon.
+pub(crate) fn detach(conf: &Conf, attachment: &Attachment) -> Result<(), CniError> {
     let mut netlink = Netlink::open()?;
-    if let Some(link) = netlink.link_by_name(&veth_name(&attachment))? {
-        if !is_of(&link, &attachment) {
-            eprintln!("overlayd cni: link {} is not of this attachment and stays", link.name);
+    if let Some(link) = netlink.link_by_name(&veth_name(attachment))? {
+        if !is_of(&link, attachment) {
+            log(format_args!("link {} is not of this attachment and stays", link.name));
             return Ok(());
         }
         match netlink.delete_link(link.index) {
@@ -32,7 +60,7 @@ pub fn delete(conf: &Conf, target: Target) -> Result<(), CniError> {
             other => other?,
         }
     }
-    release(conf, &attachment, RELEASE_PATIENCE);
+    release(conf, attachment, RELEASE_PATIENCE);
     Ok(())
 }
 
@@ -69,6 +97,7 @@ mod tests {
             mac: None,
             group: VETH_GROUP,
             alias: Some(Alias::new(&attachment(), &["10.0.0.1".parse().unwrap()]).emit()),
+            altnames: vec![],
             tx_queue_len: 1000,
             vxlan_port: None,
             vxlan_vni: None,

@@ -21,6 +21,8 @@ pub enum Verb {
     Del {
         /// Which one.
         target: Target,
+        /// Where its interface was, if the runtime knows.
+        sandbox: Option<Sandbox>,
     },
     /// Is an attachment as it was made?
     Check {
@@ -29,6 +31,10 @@ pub enum Verb {
         /// Where its interface is.
         sandbox: Sandbox,
     },
+    /// Could a container be attached now?
+    Status,
+    /// Free what belongs to containers that are no more.
+    Gc,
     /// Which versions are spoken here?
     Version,
 }
@@ -51,6 +57,23 @@ pub struct Sandbox {
     pub may_be_own: bool,
 }
 
+/// What else the runtime says, for those who need it.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// `CNI_PATH`.
+    pub plugin_path: Option<OsString>,
+    /// `CNI_ARGS`, if it is text.
+    pub arguments: Option<String>,
+}
+
+impl Hints {
+    /// Reads the variables by `lookup`. Nothing is judged here.
+    pub fn read(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
+        let arguments = lookup("CNI_ARGS").and_then(|value| value.into_string().ok());
+        Self { plugin_path: lookup("CNI_PATH"), arguments }
+    }
+}
+
 impl Verb {
     /// Reads the variables by `lookup`. An empty value is the same as none; `Ok(None)` if there is no verb.
     ///
@@ -68,9 +91,14 @@ impl Verb {
                 target: variables.target(&["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])?.within_limits()?,
                 sandbox: variables.sandbox()?,
             },
-            "DEL" => Self::Del { target: variables.target(&["CNI_CONTAINERID", "CNI_IFNAME"])? },
+            "DEL" => Self::Del {
+                target: variables.target(&["CNI_CONTAINERID", "CNI_IFNAME"])?,
+                sandbox: variables.sandbox().ok(),
+            },
+            "STATUS" => Self::Status,
+            "GC" => Self::Gc,
             "VERSION" => Self::Version,
-            _ => return Err(malformed("CNI_COMMAND", &command, "ADD, DEL, CHECK or VERSION")),
+            _ => return Err(malformed("CNI_COMMAND", &command, "ADD, DEL, CHECK, GC, STATUS or VERSION")),
         };
         Ok(Some(verb))
     }
@@ -194,7 +222,7 @@ mod tests {
     #[test]
     fn del_needs_no_namespace_and_takes_any_length() {
         let verb = read(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "c1"), ("CNI_IFNAME", "eth0")]);
-        assert_eq!(verb, Ok(Some(Verb::Del { target: target() })));
+        assert_eq!(verb, Ok(Some(Verb::Del { target: target(), sandbox: None })));
         let long = "a".repeat(500);
         assert!(read(&[("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", &long), ("CNI_IFNAME", "eth0")]).is_ok());
         assert_eq!(add_with("CNI_CONTAINERID", &long).unwrap_err().code, Code::Environment);
@@ -202,15 +230,36 @@ mod tests {
     }
 
     #[test]
-    fn version_needs_nothing() {
-        assert_eq!(read(&[("CNI_COMMAND", "VERSION"), ("CNI_IFNAME", "a/b")]), Ok(Some(Verb::Version)));
+    fn verbs_without_a_container_need_nothing() {
+        for (name, verb) in [("VERSION", Verb::Version), ("STATUS", Verb::Status), ("GC", Verb::Gc)] {
+            let odd = [("CNI_COMMAND", name), ("CNI_IFNAME", "a/b"), ("CNI_NETNS", "dummy")];
+            assert_eq!(read(&odd), Ok(Some(verb)));
+        }
+    }
+
+    #[test]
+    fn del_takes_a_namespace_that_may_be_one_and_ignores_others() {
+        let del = |netns| {
+            let pairs = [
+                ("CNI_COMMAND", "DEL"),
+                ("CNI_CONTAINERID", "c1"),
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_NETNS", netns),
+            ];
+            match read(&pairs) {
+                Ok(Some(Verb::Del { sandbox, .. })) => sandbox.map(|sandbox| sandbox.path),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(del("/run/netns/x").as_deref(), Some("/run/netns/x"));
+        assert_eq!((del(""), del("relative")), (None, None));
     }
 
     #[test]
     fn no_verb_is_not_an_error_and_an_unknown_one_is() {
         assert_eq!(read(&[]), Ok(None));
         assert_eq!(read(&[("CNI_COMMAND", "")]), Ok(None));
-        for verb in ["STATUS", "GC", "add", "ADD "] {
+        for verb in ["UPDATE", "add", "ADD ", "STATUS\n"] {
             assert_eq!(read(&[("CNI_COMMAND", verb)]).unwrap_err().code, Code::Environment, "{verb}");
         }
     }

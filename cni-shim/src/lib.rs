@@ -12,32 +12,42 @@ pub mod attach;
 pub mod call;
 pub mod check;
 pub mod conf;
+pub mod delegate;
 pub mod delete;
 pub mod environment;
 pub mod error;
+pub mod gc;
 pub mod netlink;
 pub mod netns;
 pub mod result;
+pub mod status;
 pub mod sysctl;
 pub mod version;
+pub mod wish;
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::fmt;
+use std::io::{self, Read, Write};
 
 use serde::Serialize;
 
 use add::Added;
 use conf::{Conf, READ_TIMEOUT, Refused, read_input};
-use environment::Verb;
+use environment::{Hints, Verb};
 use error::CniError;
 use version::Version;
+
+/// Says something to the runtime's log. A standard error that nobody reads is no reason to fail.
+pub fn log(words: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "overlayd cni: {words}");
+}
 
 /// What a call came to.
 #[derive(Debug)]
 pub enum Outcome {
     /// ADD: print its document, then commit it.
     Added(Box<Added>),
-    /// DEL and CHECK: nothing to print.
+    /// Any verb but ADD and VERSION: nothing to print.
     Silent,
     /// VERSION: print this.
     Versions(String),
@@ -54,10 +64,12 @@ pub fn serve(
     input: impl Read + Send + 'static,
 ) -> Result<Outcome, Refused> {
     let refuse = |version| move |error| Refused { version, error };
+    let hints = Hints::read(&lookup);
     let Some(verb) = Verb::read(lookup).map_err(refuse(Version::NEWEST))? else {
         return Ok(Outcome::NotCalled);
     };
-    let text = read_input(input, READ_TIMEOUT);
+    let patience = if verb == Verb::Status { status::READ_TIMEOUT } else { READ_TIMEOUT };
+    let text = read_input(input, patience);
     if verb == Verb::Version {
         return Ok(Outcome::Versions(versions(&text.unwrap_or_default())));
     }
@@ -65,10 +77,16 @@ pub fn serve(
     let version = conf.version;
     let outcome: Result<Outcome, CniError> = match verb {
         Verb::Add { target, sandbox } => {
-            add::add(conf, target, &sandbox).map(|added| Outcome::Added(Box::new(added)))
+            add::add(conf, target, &sandbox, &hints).map(|added| Outcome::Added(Box::new(added)))
         }
-        Verb::Check { target, sandbox } => check::check(&conf, target, &sandbox).map(|()| Outcome::Silent),
-        Verb::Del { target } => delete::delete(&conf, target).map(|()| Outcome::Silent),
+        Verb::Check { target, sandbox } => {
+            check::check(&conf, target, &sandbox, &hints).map(|()| Outcome::Silent)
+        }
+        Verb::Del { target, sandbox } => {
+            delete::delete(&conf, target, sandbox.as_ref(), &hints).map(|()| Outcome::Silent)
+        }
+        Verb::Status => status::status(&conf, &hints).map(|()| Outcome::Silent),
+        Verb::Gc => gc::gc(&conf, &hints).map(|()| Outcome::Silent),
         Verb::Version => Ok(Outcome::Silent),
     };
     outcome.map_err(refuse(version))
@@ -81,7 +99,7 @@ fn versions(text: &[u8]) -> String {
         #[serde(rename = "cniVersion")]
         version: &'static str,
         #[serde(rename = "supportedVersions")]
-        supported: [&'static str; 3],
+        supported: [&'static str; Version::ALL.len()],
     }
     let asked = serde_json::from_slice::<serde_json::Value>(text).ok();
     let asked = asked.as_ref().and_then(|value| value.get("cniVersion")?.as_str()).and_then(Version::parse);
@@ -152,18 +170,39 @@ mod tests {
     }
 
     #[test]
+    fn status_and_gc_are_of_1_1_0() {
+        for verb in ["STATUS", "GC"] {
+            for version in ["0.3.1", "0.4.0", "1.0.0"] {
+                let text = format!(r#"{{"cniVersion":"{version}","name":"n"}}"#);
+                let refused = serve_text(&[("CNI_COMMAND", verb)], &text).unwrap_err();
+                assert_eq!(refused.error.code, Code::IncompatibleVersion, "{verb} {version}");
+                assert_eq!(refused.version.as_str(), version);
+            }
+        }
+    }
+
+    #[test]
+    fn status_says_that_the_daemon_is_not_there() {
+        let text = r#"{"cniVersion":"1.1.0","name":"n","socket":"/nonexistent/overlayd.sock"}"#;
+        let refused = serve_text(&[("CNI_COMMAND", "STATUS")], text).unwrap_err();
+        assert_eq!(refused.error.code, Code::Unavailable);
+        assert!(refused.error.message.contains("/nonexistent/overlayd.sock"), "{}", refused.error.message);
+    }
+
+    #[test]
     fn version_answers_whatever_the_input_is() {
         for (text, version) in [
-            ("", "1.0.0"),
-            ("nonsense", "1.0.0"),
-            (r#"{"cniVersion":"1.1.0"}"#, "1.0.0"),
+            ("", "1.1.0"),
+            ("nonsense", "1.1.0"),
+            (r#"{"cniVersion":"1.2.0"}"#, "1.1.0"),
+            (r#"{"cniVersion":"1.0.0"}"#, "1.0.0"),
             (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
         ] {
             let Ok(Outcome::Versions(document)) = serve_text(&[("CNI_COMMAND", "VERSION")], text) else {
                 panic!("no answer to {text:?}")
             };
             let document: Value = serde_json::from_str(&document).unwrap();
-            let supported = json!(["0.3.1", "0.4.0", "1.0.0"]);
+            let supported = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
             assert_eq!(document, json!({"cniVersion": version, "supportedVersions": supported}));
         }
     }
@@ -177,7 +216,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn any_refused_call_is_one_json_document(
-            command in prop_oneof![Just("ADD"), Just("CHECK"), Just("STATUS"), Just("GC"), Just("x")],
+            command in prop_oneof![Just("ADD"), Just("CHECK"), Just("STATUS"), Just("x")],
             container in ".{0,4}",
             ifname in ".{0,4}",
             text in prop_oneof![

@@ -10,7 +10,8 @@ use std::time::Duration;
 use cni_shim::conf::Refused;
 use cni_shim::error::{CniError, Code};
 use cni_shim::version::Version;
-use cni_shim::{Outcome, serve};
+use cni_shim::{Outcome, log, serve};
+use rustix::fs::{self, OFlags};
 
 /// Whether the one document of this process has been written to standard output.
 static WRITTEN: AtomicBool = AtomicBool::new(false);
@@ -21,8 +22,18 @@ const WATCHDOG: Duration = Duration::from_secs(20);
 /// The same for DEL: a runtime that waits for it holds up a pod that is going.
 const WATCHDOG_DEL: Duration = Duration::from_millis(4500);
 
+/// The same for STATUS, which runtimes wait for without a limit of their own.
+const WATCHDOG_STATUS: Duration = Duration::from_millis(900);
+
+/// How long writing the document may take when the time is over.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
 fn main() -> ExitCode {
     watch();
+    if stdout_is_closed() {
+        log(format_args!("standard output is closed: nobody would hear the answer, so nothing is done"));
+        return ExitCode::FAILURE;
+    }
     let outcome =
         catch_unwind(AssertUnwindSafe(|| finish(serve(|name| std::env::var_os(name), io::stdin()))));
     outcome.unwrap_or_else(|_| {
@@ -36,7 +47,7 @@ fn finish(outcome: Result<Outcome, Refused>) -> ExitCode {
     match outcome {
         Ok(Outcome::Added(added)) => {
             if let Err(error) = print(&added.document) {
-                eprintln!("overlayd cni: write the result: {error}; the attachment is taken back");
+                log(format_args!("write the result: {error}; the attachment is taken back"));
                 return ExitCode::FAILURE;
             }
             added.commit();
@@ -45,9 +56,9 @@ fn finish(outcome: Result<Outcome, Refused>) -> ExitCode {
         Ok(Outcome::Versions(document)) => print(&document).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
         Ok(Outcome::Silent) => ExitCode::SUCCESS,
         Ok(Outcome::NotCalled) => {
-            let supported = Version::ALL.map(Version::as_str).join(", ");
-            eprintln!("overlayd {}: a CNI plugin, called by container runtimes", env!("CARGO_PKG_VERSION"));
-            eprintln!("CNI versions: {supported}");
+            let (own, supported) = (env!("CARGO_PKG_VERSION"), Version::ALL.map(Version::as_str).join(", "));
+            log(format_args!("version {own}, a CNI plugin, called by container runtimes"));
+            log(format_args!("CNI versions: {supported}"));
             ExitCode::SUCCESS
         }
         Err(refused) => fail(&refused),
@@ -55,10 +66,19 @@ fn finish(outcome: Result<Outcome, Refused>) -> ExitCode {
 }
 
 fn fail(refused: &Refused) -> ExitCode {
-    eprintln!("overlayd cni: {}", refused.error);
+    log(format_args!("{}", refused.error));
     // Without a reader the exit code alone has to do.
     let _ = print(&refused.error.to_json(refused.version));
     ExitCode::FAILURE
+}
+
+/// Whether this process was started without a standard output. Before `main` the standard library opens `/dev/null`, for
+/// reading and writing, in its place; those who want no answer open it for writing alone.
+fn stdout_is_closed() -> bool {
+    let stdout = io::stdout();
+    let is_null = fs::fstat(&stdout).is_ok_and(|stat| stat.st_rdev == fs::makedev(1, 3));
+    let is_both_ways = fs::fcntl_getfl(&stdout).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::RDWR);
+    is_null && is_both_ways
 }
 
 /// Writes the one document; the second caller is refused.
@@ -74,14 +94,20 @@ fn print(document: &str) -> io::Result<()> {
 
 /// Ends the process with an error when it takes too long. What it made by then the runtime's DEL takes back.
 fn watch() {
-    let is_del = std::env::var_os("CNI_COMMAND").is_some_and(|command| command == "DEL");
-    let patience = if is_del { WATCHDOG_DEL } else { WATCHDOG };
+    let command = std::env::var_os("CNI_COMMAND").unwrap_or_default();
+    let (patience, code) = match command.to_str() {
+        Some("DEL") => (WATCHDOG_DEL, Code::TryAgainLater),
+        Some("STATUS") => (WATCHDOG_STATUS, Code::Unavailable),
+        _ => (WATCHDOG, Code::TryAgainLater),
+    };
     thread::spawn(move || {
         thread::sleep(patience);
         let message = format!("the overlayd plugin did not finish within {} s", patience.as_secs_f32());
-        let error = CniError::new(Code::TryAgainLater, message);
-        if print(&error.to_json(Version::NEWEST)).is_ok() {
-            std::process::exit(1);
+        let error = CniError::new(code, message);
+        if print(&error.to_json(Version::NEWEST)).is_err() {
+            // The one document is being written, to a reader who may never come.
+            thread::sleep(LAST_WORDS);
         }
+        std::process::exit(1);
     });
 }

@@ -11,6 +11,7 @@ use wire::packet::MacAddr;
 
 use crate::error::{CniError, Code};
 use crate::version::Version;
+use crate::wish::PodRoute;
 
 /// What was plumbed.
 #[derive(Clone, Debug)]
@@ -27,7 +28,9 @@ pub struct Plumbed<'a> {
     pub sandbox: &'a str,
     /// Addresses and gateways.
     pub lease: &'a Lease,
-    /// `dns` of the configuration.
+    /// Routes of the pod, each by the gateway of its family.
+    pub routes: &'a [PodRoute],
+    /// `dns` of the configuration, or of the IPAM plugin.
     pub dns: Option<&'a Value>,
 }
 
@@ -46,6 +49,8 @@ struct Interface<'a> {
     name: &'a str,
     mac: MacAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     sandbox: Option<&'a str>,
 }
 
@@ -60,8 +65,14 @@ struct Address {
 
 #[derive(Serialize)]
 struct Route {
-    dst: &'static str,
+    dst: IpNet,
     gw: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<u32>,
 }
 
 /// Place of the pod's interface in `interfaces`.
@@ -72,22 +83,30 @@ const POD: usize = 1;
 /// # Errors
 /// Code 999 if it cannot be written as JSON.
 pub fn to_json(version: Version, plumbed: &Plumbed<'_>) -> Result<String, CniError> {
-    let Plumbed { host_name, host_mac, ifname, pod_mac, sandbox, lease, dns } = *plumbed;
+    let Plumbed { host_name, host_mac, ifname, pod_mac, sandbox, lease, routes, dns } = *plumbed;
     let ips = lease.addresses.iter().map(|leased| Address {
         version: (version < Version::V1_0_0).then_some(if leased.address.is_ipv4() { "4" } else { "6" }),
         interface: POD,
         address: leased.address.into(),
         gateway: leased.gateway,
     });
-    let routes = lease.addresses.iter().map(|leased| Route {
-        dst: if leased.address.is_ipv4() { "0.0.0.0/0" } else { "::/0" },
-        gw: leased.gateway,
+    let has_details = version >= Version::V1_1_0;
+    let gateway = |route: &PodRoute| {
+        let is_v6 = route.destination.addr().is_ipv6();
+        lease.addresses.iter().find(|leased| leased.address.is_ipv6() == is_v6).map(|leased| leased.gateway)
+    };
+    let routes = routes.iter().filter_map(|route| {
+        let PodRoute { destination: dst, mtu, priority, table } = *route;
+        let gw = gateway(route)?;
+        let plain = Route { dst, gw, mtu: None, priority: None, table: None };
+        Some(if has_details { Route { mtu, priority, table, ..plain } } else { plain })
     });
+    let mtu = (version >= Version::V1_1_0).then_some(lease.mtu);
     let document = Document {
         version: version.as_str(),
         interfaces: [
-            Interface { name: host_name, mac: host_mac, sandbox: None },
-            Interface { name: ifname, mac: pod_mac, sandbox: Some(sandbox) },
+            Interface { name: host_name, mac: host_mac, mtu, sandbox: None },
+            Interface { name: ifname, mac: pod_mac, mtu, sandbox: Some(sandbox) },
         ],
         ips: ips.collect(),
         routes: routes.collect(),
@@ -104,6 +123,8 @@ pub struct Previous {
     pub mac: Option<MacAddr>,
     /// Its addresses and gateways.
     pub addresses: Vec<(IpAddr, Option<IpAddr>)>,
+    /// Destinations and gateways of the routes.
+    pub routes: Vec<(IpNet, IpAddr)>,
 }
 
 #[derive(Deserialize)]
@@ -112,6 +133,14 @@ struct RawResult {
     interfaces: Option<Vec<RawInterface>>,
     #[serde(default)]
     ips: Option<Vec<RawAddress>>,
+    #[serde(default)]
+    routes: Option<Vec<RawRoute>>,
+}
+
+#[derive(Deserialize)]
+struct RawRoute {
+    dst: IpNet,
+    gw: Option<IpAddr>,
 }
 
 #[derive(Deserialize)]
@@ -167,7 +196,9 @@ impl Previous {
         if addresses.is_empty() {
             return Err(invalid(format!("prevResult has no address on {ifname}")));
         }
-        Ok(Self { mac, addresses })
+        let routes = raw.routes.unwrap_or_default().into_iter();
+        let routes = routes.filter_map(|route| Some((route.dst.trunc(), route.gw?))).collect();
+        Ok(Self { mac, addresses, routes })
     }
 }
 
@@ -195,6 +226,7 @@ mod tests {
             pod_mac: MacAddr([2, 0, 0, 0, 0, 0xab]),
             sandbox: "/run/netns/x",
             lease: &lease,
+            routes: &[PodRoute::default_of(false), PodRoute::default_of(true)],
             dns,
         };
         serde_json::from_str(&to_json(version, &plumbed).unwrap()).unwrap()
@@ -218,6 +250,15 @@ mod tests {
                 "dns": {},
             })
         );
+    }
+
+    #[test]
+    fn version_1_1_0_adds_the_mtu() {
+        let mut expected = document(Version::V1_0_0, None);
+        expected["cniVersion"] = json!("1.1.0");
+        expected["interfaces"][0]["mtu"] = json!(1450);
+        expected["interfaces"][1]["mtu"] = json!(1450);
+        assert_eq!(document(Version::V1_1_0, None), expected);
     }
 
     #[test]

@@ -9,14 +9,16 @@ pub enum Version {
     V0_4_0,
     /// 1.0.0: no `version` in the addresses of a result.
     V1_0_0,
+    /// 1.1.0: STATUS, GC, and the MTU of the interfaces in a result.
+    V1_1_0,
 }
 
 impl Version {
     /// All of them, oldest first.
-    pub const ALL: [Self; 3] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0];
+    pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
     /// The newest.
-    pub const NEWEST: Self = Self::V1_0_0;
+    pub const NEWEST: Self = Self::V1_1_0;
 
     /// The text in `cniVersion`.
     #[must_use]
@@ -25,6 +27,7 @@ impl Version {
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",
             Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
         }
     }
 

@@ -139,8 +139,8 @@ fn version_needs_neither_daemon_nor_a_sane_environment() {
         }
         added(&command.output())
     };
-    let supported = json!(["0.3.1", "0.4.0", "1.0.0"]);
-    let newest = json!({"cniVersion": "1.0.0", "supportedVersions": supported});
+    let supported = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    let newest = json!({"cniVersion": "1.1.0", "supportedVersions": supported});
     assert_eq!(answer(&[], ""), newest);
     let dummy =
         [("CNI_CONTAINERID", ""), ("CNI_NETNS", "dummy"), ("CNI_IFNAME", "d/u:m my"), ("CNI_PATH", "dummy")];
@@ -393,7 +393,7 @@ fn faults_of_a_call_are_judged_in_the_order_of_the_specification() {
         ("CNI_IFNAME", "sixteen-bytes-xx"),
         ("CNI_IFNAME", "a/b"),
         ("CNI_NETNS", "netns/pod"),
-        ("CNI_COMMAND", "STATUS"),
+        ("CNI_COMMAND", "UPDATE"),
         ("CNI_COMMAND", "add"),
     ] {
         let (code, message) = refusal(&call(&set(name, value), "not JSON"));

@@ -4,6 +4,7 @@
 
 mod cleanup;
 mod cni;
+mod cni_spec;
 mod config;
 mod corpus;
 mod deploy;

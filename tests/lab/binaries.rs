@@ -83,6 +83,11 @@ fn target() -> Result<Target> {
     Ok(Target { directory, is_test, profile, triple, artifacts })
 }
 
+/// The target directory of the running program.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    target().map(|target| target.directory)
+}
+
 fn build() -> Result<Binaries> {
     let target = target()?;
     let path = target.directory.join("lab-build.lock");

@@ -36,6 +36,7 @@
 //! * [`Host`] (what node, pod, outside and root dereference to): `command`, `serve`, `tcp`, `tcp_source`,
 //!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`; changes of
 //!   links, addresses, routes, neighbours, nftables and sysctls by hand; `objects` to compare two moments by.
+//! * [`Lab::add_beside`]: hosts that reach each other without the daemon, to measure it against; [`load`]: generators for that.
 //! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
 //!
@@ -44,11 +45,14 @@
 //! panicking thread prints every node's links, addresses, routes, rules, counters, status and log. A lab whose
 //! deadline passes is ended, which makes whatever waits for it fail.
 
+mod beside;
 pub mod binaries;
 mod core;
 pub mod firewall;
+pub mod go;
 pub mod host;
 mod lab;
+pub mod load;
 pub mod manifest;
 pub mod node;
 pub mod observe;
@@ -57,12 +61,14 @@ pub mod pod;
 pub mod process;
 #[doc(hidden)]
 pub mod protocol;
+pub mod suite;
 pub mod traffic;
 #[doc(hidden)]
 pub mod wire_up;
 
 use std::time::{Duration, Instant};
 
+pub use beside::{Beside, Way};
 pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
 pub use lab::{Builder, Families, Lab, NodeSpec, Offloads};
 pub use manifest::Manifest;

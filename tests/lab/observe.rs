@@ -14,6 +14,17 @@ pub struct Observed {
     pub addresses: Vec<ObservedAddress>,
     /// Every route but those of table local.
     pub routes: Vec<ObservedRoute>,
+    /// Every rule that chooses a table by the source address.
+    pub rules: Vec<ObservedRule>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedRule {
+    /// Source.
+    pub source: IpNet,
+    /// Table.
+    pub table: u32,
 }
 
 /// One link.

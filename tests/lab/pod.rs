@@ -114,6 +114,8 @@ pub struct Cni {
     pub ifname: String,
     /// `CNI_ARGS`.
     pub args: String,
+    /// `CNI_PATH`.
+    pub plugin_path: String,
     /// The network configuration without `prevResult`.
     pub config: Value,
     /// `prevResult`, given to every verb but ADD.
@@ -138,6 +140,7 @@ impl Cni {
             args: format!(
                 "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container}"
             ),
+            plugin_path: "/opt/cni/bin".into(),
             config: json!({
                 "cniVersion": "1.0.0",
                 "name": NETWORK,
@@ -158,7 +161,7 @@ impl Cni {
             ("CNI_NETNS", self.netns.clone()),
             ("CNI_IFNAME", self.ifname.clone()),
             ("CNI_ARGS", self.args.clone()),
-            ("CNI_PATH", "/opt/cni/bin".to_owned()),
+            ("CNI_PATH", self.plugin_path.clone()),
         ]
     }
 

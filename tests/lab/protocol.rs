@@ -137,6 +137,23 @@ pub enum Step {
         /// The alias.
         text: String,
     },
+    /// Makes one end of a tunnel of the kernel's vxlan, up, as flannel makes it.
+    Tunnel {
+        /// In which space.
+        space: String,
+        /// Name.
+        name: String,
+        /// VNI.
+        vni: u32,
+        /// UDP port.
+        port: u16,
+        /// Own address on the underlay.
+        local: IpAddr,
+        /// Own MAC inside the tunnel, with colons.
+        mac: String,
+        /// MTU in bytes.
+        mtu: u32,
+    },
     /// Tells a kernel vxlan device of a peer as flannel does: neighbour, forwarding entry, on-link route.
     VxlanPeer {
         /// In which space.
@@ -250,6 +267,13 @@ pub enum Step {
         link: String,
         /// The neighbour.
         address: IpAddr,
+    },
+    /// Deletes the rules from a source.
+    DeleteRule {
+        /// In which space.
+        space: String,
+        /// The source.
+        source: IpNet,
     },
     /// Changes nftables.
     Nft {

@@ -83,6 +83,25 @@ pub fn pod_mac(veth_name: &str) -> MacAddr {
     mac("pod", veth_name)
 }
 
+/// Alternative name of a host veth whose pod has this MAC instead of [`pod_mac`]: what was asked for must outlive the
+/// daemon too, and neither the link nor its alias has room for it.
+#[must_use]
+pub fn mac_altname(veth_name: &str, mac: MacAddr) -> String {
+    format!("{veth_name}-{}", hex(&mac.0).collect::<String>())
+}
+
+/// The MAC in an alternative name; `None` if it is not [`mac_altname`]'s for this veth.
+#[must_use]
+pub fn parse_mac_altname(veth_name: &str, altname: &str) -> Option<MacAddr> {
+    let digits = altname.strip_prefix(veth_name)?.strip_prefix('-')?;
+    let mut mac = [0; 6];
+    for (at, byte) in mac.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    // Comparing with our own writing refuses every other spelling.
+    (mac_altname(veth_name, MacAddr(mac)) == altname).then_some(MacAddr(mac))
+}
+
 /// What stands in the alias (`IFLA_IFALIAS`) of a host veth: the lease itself.
 ///
 /// As text: `overlayd:` network hash `:` container `:` ifname `:` addresses joined by commas. None of
@@ -204,6 +223,14 @@ mod tests {
         );
         assert_eq!(host_mac("ovp0123456789ab").to_string(), "de:06:84:13:fa:80");
         assert_eq!(pod_mac("ovp0123456789ab").to_string(), "1e:ca:ec:93:7f:e8");
+        let mac = MacAddr([2, 0, 0, 0, 0, 0xab]);
+        assert_eq!(mac_altname("ovp0123456789ab", mac), "ovp0123456789ab-0200000000ab");
+        assert_eq!(parse_mac_altname("ovp0123456789ab", "ovp0123456789ab-0200000000ab"), Some(mac));
+        for odd in
+            ["", "ovp0123456789ab", "ovp0123456789ab-0200000000AB", "ovp0123456789ab-0200000000ab0", "x"]
+        {
+            assert_eq!(parse_mac_altname("ovp0123456789ab", odd), None, "{odd}");
+        }
     }
 
     #[test]

@@ -5,10 +5,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    Prop,
 };
 use wire::packet::MacAddr;
 
 use super::{Message, Netlink, NetlinkError};
+
+/// `RTM_NEWLINKPROP` of `linux/rtnetlink.h`.
+const RTM_NEWLINKPROP: u16 = 108;
 
 /// A network device as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub struct Link {
     pub group: u32,
     /// `IFLA_IFALIAS`.
     pub alias: Option<String>,
+    /// Alternative names.
+    pub altnames: Vec<String>,
     /// `IFLA_TXQLEN` in packets.
     pub tx_queue_len: u32,
     /// UDP port, if it is a vxlan device.
@@ -136,6 +142,21 @@ impl Netlink {
         self.set_link(index, LinkAttribute::IfAlias(alias.to_owned()), format_args!("alias"))
     }
 
+    /// Adds an alternative name.
+    ///
+    /// # Errors
+    /// `EEXIST` if a link has it.
+    pub fn add_link_altname(&mut self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())]));
+        self.request(
+            &Message { kind: RTM_NEWLINKPROP, body: message },
+            NLM_F_CREATE | NLM_F_EXCL,
+            format_args!("add alternative name {name} to link {index}"),
+        )
+    }
+
     /// Sets or clears `IFF_UP`.
     ///
     /// # Errors
@@ -216,6 +237,7 @@ fn link(payload: &[u8]) -> Option<Link> {
         mac: None,
         group: 0,
         alias: None,
+        altnames: Vec::new(),
         tx_queue_len: 0,
         vxlan_port: None,
         vxlan_vni: None,
@@ -227,6 +249,12 @@ fn link(payload: &[u8]) -> Option<Link> {
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(MacAddr),
             LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::PropList(properties) => {
+                link.altnames.extend(properties.into_iter().filter_map(|property| match property {
+                    Prop::AltIfName(name) => Some(name),
+                    _ => None,
+                }));
+            }
             LinkAttribute::TxQueueLen(packets) => link.tx_queue_len = packets,
             LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.read_info(info)),
             _ => {}

@@ -6,6 +6,7 @@ mod address;
 mod link;
 mod neighbour;
 mod route;
+mod rule;
 mod socket;
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ pub use address::Address;
 pub use link::{Link, VethSpec};
 pub use neighbour::Neighbour;
 pub use route::{Route, RouteKind};
+pub use rule::Rule;
 pub use socket::{Netlink, NetlinkError};
 
 use socket::Message;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use wire::ipc::{Attachment, Lease, LeaseAddress, RefusalKind, Reply, Request};
 use wire::tag::{GATEWAY_V4, GATEWAY_V6, veth_name};
@@ -9,13 +10,15 @@ use wire::tag::{GATEWAY_V4, GATEWAY_V6, veth_name};
 use super::Control;
 use crate::core::cluster::Peer;
 use crate::core::desired::{inner_mtu, peer_mtu};
-use crate::core::leases::LeaseError;
+use crate::core::leases::{LeaseError, Leases};
 use crate::edge::cni::Call;
 
 impl Control {
     pub(super) fn answer(&mut self, call: Call) {
         let reply = self.reply(&call.request);
-        if let Reply::Refused { kind, message } = &reply {
+        // Runtimes ask for the status every few seconds; what is wrong is logged where it happens.
+        let is_poll = matches!(call.request, Request::Status { .. });
+        if let (Reply::Refused { kind, message }, false) = (&reply, is_poll) {
             tracing::info!(request = ?call.request, ?kind, %message, "request of the CNI plugin refused");
         } else {
             tracing::debug!(request = ?call.request, ?reply, "request of the CNI plugin answered");
@@ -26,8 +29,16 @@ impl Control {
 
     fn reply(&mut self, request: &Request) -> Reply {
         match request {
-            Request::Allocate(attachment) => self.allocate(attachment, None),
-            Request::Taken { attachment, addresses } => self.allocate(attachment, Some(addresses)),
+            Request::Allocate(attachment) => self.lease(|leases, now| leases.allocate(attachment, now)),
+            Request::Taken { attachment, addresses } => {
+                self.lease(|leases, now| leases.taken(attachment, addresses, now))
+            }
+            Request::AllocateThese { attachment, addresses } => {
+                self.lease(|leases, now| leases.allocate_these(attachment, addresses, now))
+            }
+            Request::Adopt { attachment, addresses } => {
+                self.lease(|leases, now| leases.adopt(attachment, addresses, now))
+            }
             Request::Release(attachment) => {
                 if let Some(leases) = &mut self.leases {
                     leases.release(attachment);
@@ -35,10 +46,11 @@ impl Control {
                 Reply::Done
             }
             Request::Check { attachment, addresses } => self.check(attachment, addresses),
+            Request::Status { wants_addresses } => self.could_add(*wants_addresses),
         }
     }
 
-    fn allocate(&mut self, attachment: &Attachment, taken: Option<&[IpAddr]>) -> Reply {
+    fn lease(&mut self, ask: impl Fn(&mut Leases, Duration) -> Result<Vec<IpAddr>, LeaseError>) -> Reply {
         let reasons = self.not_ready_reasons();
         if !reasons.is_empty() {
             return refuse(RefusalKind::NotReady, reasons.join("; "));
@@ -53,17 +65,14 @@ impl Control {
         let Some(leases) = &mut self.leases else {
             return refuse(RefusalKind::NotReady, "our own pod CIDRs are not known yet".to_owned());
         };
-        let mut given = match taken {
-            None => leases.allocate(attachment, now),
-            Some(taken) => leases.taken(attachment, taken, now),
-        };
-        if matches!(given, Err(LeaseError::Exhausted { .. })) {
+        let mut given = ask(leases, now);
+        if matches!(given, Err(LeaseError::Exhausted { .. } | LeaseError::InUse { .. })) {
             // A veth may have gone a moment ago without its notification having been heard.
             if let Err(error) = self.observe() {
                 return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
             }
             if let Some(leases) = &mut self.leases {
-                given = leases.allocate(attachment, now);
+                given = ask(leases, now);
             }
         }
         self.publish_due = true;
@@ -71,8 +80,30 @@ impl Control {
             Ok(addresses) => {
                 Reply::Leased(Lease { addresses: addresses.into_iter().map(with_gateway).collect(), mtu })
             }
-            Err(error @ LeaseError::Exhausted { .. }) => refuse(RefusalKind::Exhausted, error.to_string()),
-            Err(error @ LeaseError::NoCidr) => refuse(RefusalKind::NotReady, error.to_string()),
+            Err(error) => no_lease(&error),
+        }
+    }
+
+    /// Whether an ADD would succeed now.
+    fn could_add(&mut self, wants_addresses: bool) -> Reply {
+        let reasons = self.not_ready_reasons();
+        if !reasons.is_empty() {
+            // Without our own Node there is nothing to impair; without the datapath, pods lose the other nodes.
+            let is_impaired = self.cluster.own.is_some() && self.tunnel.has_failed();
+            let kind = if is_impaired { RefusalKind::Impaired } else { RefusalKind::NotReady };
+            return refuse(kind, reasons.join("; "));
+        }
+        if let Err(error) = self.observe_if_stale() {
+            return refuse(RefusalKind::Internal, format!("read the kernel state: {error}"));
+        }
+        if self.mtu().is_none() {
+            return refuse(RefusalKind::NotReady, "the MTU of the underlay is not known yet".to_owned());
+        }
+        let now = self.epoch.elapsed();
+        match self.leases.as_mut().map(|leases| leases.has_room(now)) {
+            None => refuse(RefusalKind::NotReady, "our own pod CIDRs are not known yet".to_owned()),
+            Some(Err(error)) if wants_addresses => no_lease(&error),
+            Some(_) => Reply::Done,
         }
     }
 
@@ -120,6 +151,15 @@ fn with_gateway(address: IpAddr) -> LeaseAddress {
 
 fn same_set(one: &[IpAddr], other: &[IpAddr]) -> bool {
     one.len() == other.len() && one.iter().all(|address| other.contains(address))
+}
+
+fn no_lease(error: &LeaseError) -> Reply {
+    let kind = match error {
+        LeaseError::Exhausted { .. } | LeaseError::InUse { .. } => RefusalKind::Exhausted,
+        LeaseError::NoCidr => RefusalKind::NotReady,
+        LeaseError::Foreign { .. } | LeaseError::Shape => RefusalKind::Invalid,
+    };
+    refuse(kind, error.to_string())
 }
 
 fn refuse(kind: RefusalKind, message: String) -> Reply {

@@ -100,6 +100,11 @@ impl Tunnel {
         })
     }
 
+    /// Whether the datapath was tried and does not run.
+    pub(super) fn has_failed(&self) -> bool {
+        self.running.is_none() && self.failure.is_some()
+    }
+
     /// Counters by peer name.
     pub(super) fn counters(&self) -> &CounterBook {
         &self.counters

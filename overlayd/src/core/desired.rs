@@ -192,10 +192,14 @@ fn pods(actual: &Actual) -> impl Iterator<Item = (&ObservedVeth, IpAddr)> {
     settled(actual).flat_map(move |veth| addresses(veth).into_iter().map(move |address| (veth, address)))
 }
 
-/// As the plugin made them: the pod's MAC follows from the veth's name.
+/// As the plugin made them: the pod's MAC follows from the veth's names.
 fn neighbours(actual: &Actual) -> BTreeSet<Neighbour> {
     pods(actual)
-        .map(|(veth, address)| Neighbour { link: veth.index, address, mac: tag::pod_mac(&veth.name) })
+        .map(|(veth, address)| Neighbour {
+            link: veth.index,
+            address,
+            mac: veth.pod_mac.unwrap_or_else(|| tag::pod_mac(&veth.name)),
+        })
         .collect()
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use wire::ipc::Attachment;
+use wire::packet::MacAddr;
 use wire::tag::{Alias, veth_name};
 
 /// How long an allocation may stay without a veth: longer than the plugin's own limit of 20 s.
@@ -29,6 +30,8 @@ pub struct ObservedVeth {
     pub index: u32,
     /// Its alias, if it has one that parses.
     pub alias: Option<Alias>,
+    /// MAC of the pod's end, if the runtime asked for one of its own.
+    pub pod_mac: Option<MacAddr>,
     /// MTU in bytes.
     pub mtu: u32,
     /// Whether the host end is up.
@@ -49,6 +52,23 @@ pub enum LeaseError {
     /// There is no pod CIDR to take addresses from.
     #[error("this node has no pod CIDR")]
     NoCidr,
+    /// An address that was asked for is not one that pods of this node can have.
+    #[error("{address} is not an address of this node's pods ({cidrs})")]
+    Foreign {
+        /// The address.
+        address: IpAddr,
+        /// Our pod CIDRs, in words.
+        cidrs: String,
+    },
+    /// An address that was asked for belongs to somebody.
+    #[error("{address} is in use")]
+    InUse {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Two addresses of one family, or none.
+    #[error("want one address, or one of each family")]
+    Shape,
 }
 
 /// A lease whose veth exists.
@@ -133,6 +153,69 @@ impl Leases {
         self.launch(attachment, addresses, now)
     }
 
+    /// These addresses of ours for this attachment, and any of each other family that we have.
+    ///
+    /// # Errors
+    /// If one is not ours to give or in use, or another family is full; nothing is taken then.
+    pub fn allocate_these(
+        &mut self,
+        attachment: &Attachment,
+        wanted: &[IpAddr],
+        now: Duration,
+    ) -> Result<Vec<IpAddr>, LeaseError> {
+        let is_ours = |address: IpAddr| self.pools.iter().any(|pool| pool.has(address));
+        if let Some(address) = wanted.iter().copied().find(|address| !is_ours(*address)) {
+            let cidrs: Vec<String> = self.pools.iter().map(|pool| pool.cidr.to_string()).collect();
+            return Err(LeaseError::Foreign { address, cidrs: cidrs.join(", ") });
+        }
+        self.claim(attachment, wanted, now)?;
+        let addresses = self.pick(wanted)?;
+        self.launch(attachment, addresses, now)
+    }
+
+    /// Books addresses that somebody else gave to this attachment: nobody gets them from us then.
+    ///
+    /// # Errors
+    /// If one is in use; nothing is booked then.
+    pub fn adopt(
+        &mut self,
+        attachment: &Attachment,
+        given: &[IpAddr],
+        now: Duration,
+    ) -> Result<Vec<IpAddr>, LeaseError> {
+        self.claim(attachment, given, now)?;
+        let mut addresses = given.to_vec();
+        addresses.sort_by_key(IpAddr::is_ipv6);
+        self.launch(attachment, addresses, now)
+    }
+
+    /// Whether another attachment could have addresses now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn has_room(&mut self, now: Duration) -> Result<(), LeaseError> {
+        self.expire(now);
+        self.choose(&[]).map(drop)
+    }
+
+    /// Whether this attachment alone may have these addresses, of which no two share a family.
+    fn claim(&mut self, attachment: &Attachment, wanted: &[IpAddr], now: Duration) -> Result<(), LeaseError> {
+        self.expire(now);
+        let families: BTreeSet<bool> = wanted.iter().map(IpAddr::is_ipv6).collect();
+        if wanted.is_empty() || families.len() != wanted.len() {
+            return Err(LeaseError::Shape);
+        }
+        let own = self.addresses_of(attachment).unwrap_or_default();
+        let taken = wanted.iter().find(|address| !own.contains(address) && !self.is_free(**address));
+        taken.map_or(Ok(()), |address| Err(LeaseError::InUse { address: *address }))
+    }
+
+    fn is_free(&self, address: IpAddr) -> bool {
+        !self.observed.contains(&address)
+            && !self.barred.contains(&address)
+            && !self.in_flight.values().any(|flight| flight.addresses.contains(&address))
+    }
+
     /// The kernel said `EEXIST` for these: gives others, and keeps off the taken ones until the next observation.
     /// What the attachment has and was not taken, it keeps.
     ///
@@ -210,6 +293,17 @@ impl Leases {
 
     /// One address per family, `kept` ones first. Cursors move only if every family has one.
     fn pick(&mut self, kept: &[IpAddr]) -> Result<Vec<IpAddr>, LeaseError> {
+        let (addresses, moves) = self.choose(kept)?;
+        for (index, offset) in moves {
+            if let Some(pool) = self.pools.get_mut(index) {
+                pool.cursor = (offset + 1) % pool.usable;
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// What [`pick`](Self::pick) gives, and the pools and offsets that it comes from.
+    fn choose(&self, kept: &[IpAddr]) -> Result<(Vec<IpAddr>, Vec<Move>), LeaseError> {
         if self.pools.is_empty() {
             return Err(LeaseError::NoCidr);
         }
@@ -234,14 +328,12 @@ impl Leases {
             moves.push((index, offset));
             addresses.extend(self.pools.get(index).map(|pool| pool.address(offset)));
         }
-        for (index, offset) in moves {
-            if let Some(pool) = self.pools.get_mut(index) {
-                pool.cursor = (offset + 1) % pool.usable;
-            }
-        }
-        Ok(addresses)
+        Ok((addresses, moves))
     }
 }
+
+/// Which pool gives, and the offset that it gives.
+type Move = (usize, u128);
 
 /// The addresses of one CIDR that pods can have, by offset from the first of them.
 #[derive(Clone, Debug)]
@@ -268,6 +360,11 @@ impl Pool {
 
     fn is_v6(&self) -> bool {
         self.cidr.addr().is_ipv6()
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        let offset = bits(address).checked_sub(self.first);
+        address.is_ipv6() == self.is_v6() && offset.is_some_and(|offset| offset < self.usable)
     }
 
     fn address(&self, offset: u128) -> IpAddr {

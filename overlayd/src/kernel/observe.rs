@@ -39,6 +39,7 @@ pub(super) fn observe(device: &str, dumps: &Dumps<'_>) -> Actual {
                 name: link.name.clone(),
                 index: link.index,
                 alias: link.alias.as_deref().and_then(Alias::parse),
+                pod_mac: link.altnames.iter().find_map(|name| tag::parse_mac_altname(&link.name, name)),
                 mtu: link.mtu,
                 up: link.up,
             });
@@ -173,6 +174,7 @@ mod tests {
             mac: None,
             group: 0,
             alias: None,
+            altnames: Vec::new(),
             tx_queue_len: 1000,
             vxlan_port: None,
             vxlan_vni: None,

@@ -81,7 +81,7 @@ mod tests {
             addresses: vec![ADDRESS],
         };
         let (name, alias) = ("ovp000000000001".to_owned(), aliased.then_some(alias));
-        ObservedVeth { name, index: 7, alias, mtu: 1450, up: true }
+        ObservedVeth { name, index: 7, alias, pod_mac: None, mtu: 1450, up: true }
     }
 
     #[test]

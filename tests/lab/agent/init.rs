@@ -170,7 +170,16 @@ fn prepare_root(host_netns: u64) -> Result<()> {
     rustix::system::sethostname(b"lab").context("set the lab's host name")?;
     mount_run()?;
     skip_address_detection();
+    bridge_without_netfilter();
     net::loopback_up().context("set lo up in the lab")
+}
+
+/// The lab's bridge stands for a switch, which looks at no rules. Where `br_netfilter` is loaded each new namespace starts with it on,
+/// and every packet between nodes would pass the hooks of a router.
+fn bridge_without_netfilter() {
+    for family in ["iptables", "ip6tables", "arptables"] {
+        let _ = fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}"), "0");
+    }
 }
 
 /// Addresses are wanted at once, also those that the kernel makes itself. A kernel without IPv6 has none.

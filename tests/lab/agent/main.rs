@@ -5,6 +5,7 @@ mod dump;
 mod firewall;
 mod init;
 mod ioctl;
+mod load;
 mod net;
 mod rtnetlink;
 mod socket;
@@ -97,6 +98,12 @@ enum Tool {
     Sniff { interface: String },
     /// Carries frames between two interfaces, with losses.
     Relay { left: String, right: String, drop: f64, duplicate: f64, reorder: f64, seed: u64 },
+    /// Makes load as described (JSON) and reports what it cost.
+    Load { load: String },
+    /// The other end of a load.
+    LoadServe,
+    /// Lets processes run on one CPU only, or on any.
+    Pin { cpu: String, processes: Vec<i32> },
     /// HTTP GET.
     HttpGet { server: SocketAddr, path: String, time_ms: u64 },
     /// HTTP GET until the answer is 200.
@@ -164,6 +171,9 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Relay { left, right, drop, duplicate, reorder, seed } => {
             traffic::relay::relay(&left, &right, Harm { drop, duplicate, reorder, seed })
         }
+        Tool::Load { load } => load::run(&serde_json::from_str(&load).context("load")?),
+        Tool::LoadServe => load::serve(),
+        Tool::Pin { cpu, processes } => load::pin(&cpu, &processes),
         Tool::HttpGet { server, path, time_ms } => traffic::http::get(server, &path, ms(time_ms)),
         Tool::HttpAwait { server, path, time_ms } => traffic::http::await_ok(server, &path, ms(time_ms)),
     }

@@ -64,6 +64,7 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Address { space, .. }
     | Step::DeleteAddress { space, .. }
     | Step::Alias { space, .. }
+    | Step::Tunnel { space, .. }
     | Step::VxlanPeer { space, .. }
     | Step::Route { space, .. }
     | Step::DeleteRoute { space, .. }
@@ -75,6 +76,7 @@ fn one(spaces: &Spaces, step: &Step) -> Result<()> {
     | Step::Sysctl { space, .. }
     | Step::QueueLength { space, .. }
     | Step::DeleteNeighbour { space, .. }
+    | Step::DeleteRule { space, .. }
     | Step::Nft { space, .. }
     | Step::Veth { a: tests::protocol::End { space, .. }, .. }) = step;
     let (space, step) = (spaces.get(space)?, step.clone());
@@ -109,6 +111,13 @@ pub(crate) fn inside(step: Step) -> Result<()> {
         Step::Alias { link: name, text, .. } => {
             let index = link(&mut netlink, &name)?.index;
             netlink.set_link_alias(index, &text)?;
+        }
+        Step::Tunnel { name, vni, port, local, mac, mtu, .. } => {
+            let mac: MacAddr = mac.parse().map_err(|error| anyhow!("{mac}: {error}"))?;
+            rtnetlink::add_tunnel(&name, vni, port, local, mac)?;
+            let index = link(&mut netlink, &name)?.index;
+            netlink.set_link_mtu(index, mtu)?;
+            netlink.set_link_up(index, true)?;
         }
         Step::VxlanPeer { link: name, mac, tunnel, node, pods, .. } => {
             let index = link(&mut netlink, &name)?.index;
@@ -162,6 +171,11 @@ pub(crate) fn inside(step: Step) -> Result<()> {
         Step::DeleteNeighbour { link: name, address, .. } => {
             let index = link(&mut netlink, &name)?.index;
             rtnetlink::delete_neighbour(index, address)?;
+        }
+        Step::DeleteRule { source, .. } => {
+            for rule in netlink.rules()?.iter().filter(|rule| rule.source == source) {
+                netlink.delete_rule(rule)?;
+            }
         }
         Step::Nft { change, .. } => firewall::change(&change)?,
     }

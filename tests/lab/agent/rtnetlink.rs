@@ -18,18 +18,29 @@ use wire::packet::MacAddr;
 
 /// Adds a kernel vxlan device to the calling thread's namespace, down.
 pub(crate) fn add_vxlan(name: &str, vni: u32, port: u16) -> Result<()> {
+    make_vxlan(name, vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), InfoVxlan::Learning(false)], None)
+}
+
+/// Adds one that has a local address and a MAC of its own, down.
+pub(crate) fn add_tunnel(name: &str, vni: u32, port: u16, local: IpAddr, mac: MacAddr) -> Result<()> {
+    let local = match local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    };
+    let options = vec![InfoVxlan::Id(vni), local, InfoVxlan::Port(port), InfoVxlan::Learning(false)];
+    make_vxlan(name, options, Some(mac))
+}
+
+fn make_vxlan(name: &str, options: Vec<InfoVxlan>, mac: Option<MacAddr>) -> Result<()> {
     let mut link = LinkMessage::default();
     link.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![
-                InfoVxlan::Id(vni),
-                InfoVxlan::Port(port),
-                InfoVxlan::Learning(false),
-            ])),
+            LinkInfo::Data(InfoData::Vxlan(options)),
         ]),
     ];
+    link.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
         .with_context(|| format!("make vxlan device {name}"))
 }

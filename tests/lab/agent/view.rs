@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use cni_shim::netlink::{Address, Link, Neighbour, Netlink, Route};
+use cni_shim::netlink::{Address, Link, Neighbour, Netlink, Route, Rule};
 use overlayd::kernel::Kernel;
-use tests::observe::{Observed, ObservedAddress, ObservedLink, ObservedRoute};
+use tests::observe::{Observed, ObservedAddress, ObservedLink, ObservedRoute, ObservedRule};
 
 use crate::traffic::report;
 
@@ -18,6 +18,7 @@ pub(crate) struct View {
     pub(crate) addresses: Vec<Address>,
     pub(crate) routes: Vec<Route>,
     pub(crate) neighbours: Vec<Neighbour>,
+    pub(crate) rules: Vec<Rule>,
 }
 
 impl View {
@@ -29,6 +30,7 @@ impl View {
             addresses: netlink.addresses()?,
             routes: netlink.routes()?,
             neighbours: netlink.neighbours()?,
+            rules: netlink.rules()?,
         })
     }
 
@@ -43,6 +45,11 @@ pub(crate) fn observe() -> Result<()> {
     let view = View::read()?;
     let name = |index: u32| view.name(index).unwrap_or_default().to_owned();
     report(&Observed {
+        rules: view
+            .rules
+            .iter()
+            .map(|rule| ObservedRule { source: rule.source, table: rule.table })
+            .collect(),
         addresses: view
             .addresses
             .iter()

@@ -191,6 +191,15 @@ impl Host {
         self.change(Step::DeleteNeighbour { space: self.space.clone(), link: link.into(), address });
     }
 
+    /// Deletes the rules that choose a table by this source.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[track_caller]
+    pub fn delete_rule(&self, source: IpNet) {
+        self.change(Step::DeleteRule { space: self.space.clone(), source });
+    }
+
     /// Changes nftables by hand.
     ///
     /// # Panics

@@ -13,13 +13,14 @@ use ipnet::{IpNet, Ipv6Net};
 
 pub use self::spec::{Builder, Families, NodeSpec, Offloads};
 use self::watch::{Watchdog, Witness};
-use self::wires::{OUTSIDE, ROUTER, Subnet, Wires, default_route, v4};
+use self::wires::{OUTSIDE, ROUTER, Subnet, Wires};
+pub(crate) use self::wires::{default_route, v4};
 use crate::core::Core;
 use crate::host::{Host, Relay};
 use crate::manifest::Manifest;
 use crate::must;
 use crate::node::Node;
-use crate::protocol::{End, ROOT, Request, Step};
+use crate::protocol::{ROOT, Request};
 
 /// A lab: nodes on a bridge, a router, a host outside. Ends, with everything in it, when dropped; when the thread
 /// is panicking, it first prints what it looked like.
@@ -140,44 +141,6 @@ impl Lab {
         }
     }
 
-    /// Adds a host of its own behind a node, in a plain routed subnet 10.99.N.0/24 that the other nodes know through
-    /// the underlay: what the overlay is measured against. The nodes forward only if something has told them to.
-    ///
-    /// # Errors
-    /// If the kernel refuses, or the underlay has no IPv4.
-    pub fn add_plain_host(&self, number: usize) -> Result<Host> {
-        let node = self.nodes.get(number.wrapping_sub(1)).context("no such node")?;
-        let name = format!("plain-{number}");
-        let third = u8::try_from(number).context("node number over 255")?;
-        self.core.settle(&Request::Space(name.clone()))?;
-        let end = |space: &str, name: &str| End { space: space.to_owned(), name: name.to_owned() };
-        let mtu = 1500;
-        let (gateway, address) = (v4(10, 99, third, 1, 24), v4(10, 99, third, 2, 24));
-        let mut steps = vec![
-            Step::Veth { a: end(node.name(), "plain0"), b: end(&name, "eth0"), mtu },
-            Step::Address { space: node.name().into(), link: "plain0".into(), net: gateway },
-            Step::Address { space: name.clone(), link: "eth0".into(), net: address },
-            Step::Route {
-                space: name.clone(),
-                destination: default_route(gateway.addr()),
-                via: Some(gateway.addr()),
-                link: None,
-            },
-        ];
-        let via = node.addresses().iter().find(|address| address.is_ipv4()).copied();
-        let via = via.context("the plain comparison needs an IPv4 underlay")?;
-        for other in self.nodes.iter().filter(|other| other.name() != node.name()) {
-            steps.push(Step::Route {
-                space: other.name().into(),
-                destination: gateway.trunc(),
-                via: Some(via),
-                link: None,
-            });
-        }
-        self.core.setup(steps)?;
-        Ok(Host::new(Arc::clone(&self.core), &name, vec![address.addr()]))
-    }
-
     fn plumb(&mut self, plan: &Builder) -> Result<()> {
         let uses_router = plan.nodes.iter().any(|node| node.behind_router);
         for name in plan.nodes.iter().map(|node| node.name.as_str()).chain([OUTSIDE]) {
@@ -223,6 +186,10 @@ impl Lab {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     fn witness(&self) -> Witness {

@@ -27,15 +27,15 @@ pub enum Families {
 }
 
 impl Families {
-    fn has_v4(self) -> bool {
+    pub(crate) fn has_v4(self) -> bool {
         self != Self::V6
     }
 
-    pub(super) fn has_v6(self) -> bool {
+    pub(crate) fn has_v6(self) -> bool {
         self != Self::V4
     }
 
-    pub(super) fn pick(self, v4: IpNet, v6: IpNet) -> Vec<IpNet> {
+    pub(crate) fn pick(self, v4: IpNet, v6: IpNet) -> Vec<IpNet> {
         let mut nets = Vec::new();
         if self.has_v4() {
             nets.push(v4);
@@ -68,7 +68,9 @@ const SEGMENTATION: [&str; 6] = [
 ];
 
 impl Offloads {
-    pub(super) fn features(self) -> Vec<(String, bool)> {
+    /// What is changed from a veth's defaults, by the kernel's names.
+    #[must_use]
+    pub fn features(self) -> Vec<(String, bool)> {
         let off = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), false)).collect::<Vec<_>>();
         match self {
             Self::Veth => Vec::new(),

@@ -14,7 +14,7 @@ pub(super) const ROUTER: &str = "router";
 /// The host outside the cluster.
 pub(super) const OUTSIDE: &str = "outside";
 
-pub(super) fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
+pub(crate) fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix).into()
 }
 
@@ -47,7 +47,7 @@ impl Subnet {
     }
 }
 
-pub(super) fn default_route(via: IpAddr) -> IpNet {
+pub(crate) fn default_route(via: IpAddr) -> IpNet {
     if via.is_ipv4() { v4(0, 0, 0, 0, 0) } else { Ipv6Net::default().into() }
 }
 

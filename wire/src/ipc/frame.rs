@@ -7,7 +7,7 @@ pub const HEADER_LEN: usize = 8;
 pub const FRAME_LIMIT: usize = 64 * 1024;
 
 /// Version that this build writes. See the [module](super) for what raises it.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Why bytes are not a frame of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,12 +58,13 @@ mod tests {
 
     #[test]
     fn header_layout_is_fixed() {
-        assert_eq!(encode_header(0x1234), [0x34, 0x12, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(decode_header([0x34, 0x12, 0, 0, 1, 0, 0, 0]), Ok(0x1234));
+        assert_eq!(encode_header(0x1234), [0x34, 0x12, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(decode_header([0x34, 0x12, 0, 0, 2, 0, 0, 0]), Ok(0x1234));
     }
 
     #[test]
-    fn the_next_version_is_accepted_and_the_one_after_is_not() {
+    fn the_versions_next_to_ours_are_accepted_and_no_others() {
+        assert_eq!(decode_header([1, 0, 0, 0, VERSION - 1, 0, 0, 0]), Ok(1));
         assert_eq!(decode_header([1, 0, 0, 0, VERSION + 1, 0, 0, 0]), Ok(1));
         assert_eq!(decode_header([1, 0, 0, 0, VERSION + 2, 0, 0, 0]), Err(FrameError::Version(VERSION + 2)));
         assert_eq!(decode_header([1, 0, 0, 0, 0, 0, 0, 0]), Err(FrameError::Version(0)));

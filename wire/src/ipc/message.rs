@@ -41,6 +41,27 @@ pub enum Request {
         /// What the attachment believes it holds.
         addresses: Vec<IpAddr>,
     },
+    /// Could an attachment be added now? The answer is [`Reply::Done`] or why not. Since version 2.
+    Status {
+        /// Whether it would need addresses of the daemon.
+        wants_addresses: bool,
+    },
+    /// Give this attachment these addresses of ours, and of each family without one here any. The answer is
+    /// [`Reply::Leased`]. Since version 2.
+    AllocateThese {
+        /// Who asks.
+        attachment: Attachment,
+        /// At most one per family.
+        addresses: Vec<IpAddr>,
+    },
+    /// This attachment has these addresses from elsewhere: what else goes with them? The answer is [`Reply::Leased`].
+    /// Since version 2.
+    Adopt {
+        /// Who asks.
+        attachment: Attachment,
+        /// At most one per family.
+        addresses: Vec<IpAddr>,
+    },
 }
 
 /// What the daemon answers.
@@ -64,7 +85,7 @@ pub enum Reply {
 pub enum RefusalKind {
     /// The daemon cannot serve yet (no pod CIDR, no device): try again later.
     NotReady,
-    /// Every address is in use.
+    /// Every address is in use, or the one that was asked for.
     Exhausted,
     /// The request itself is wrong.
     Invalid,
@@ -72,6 +93,8 @@ pub enum RefusalKind {
     Mismatch,
     /// Something failed inside the daemon.
     Internal,
+    /// The daemon cannot serve, and attached pods feel it too. Answers [`Request::Status`] alone. Since version 2.
+    Impaired,
 }
 
 /// Addresses for one attachment.
@@ -183,6 +206,16 @@ mod tests {
                 &[1, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7],
             ]),
         );
+        golden(&Request::Status { wants_addresses: false }, &[4, 0]);
+        golden(&Request::Status { wants_addresses: true }, &[4, 1]);
+        golden(
+            &Request::AllocateThese { attachment: attachment(), addresses: vec![v4("10.1.2.3")] },
+            &bytes(&[&[5], ATTACHMENT, &[1, 0, 10, 1, 2, 3]]),
+        );
+        golden(
+            &Request::Adopt { attachment: attachment(), addresses: vec![v4("10.1.2.3")] },
+            &bytes(&[&[6], ATTACHMENT, &[1, 0, 10, 1, 2, 3]]),
+        );
     }
 
     #[test]
@@ -199,6 +232,7 @@ mod tests {
             RefusalKind::Invalid,
             RefusalKind::Mismatch,
             RefusalKind::Internal,
+            RefusalKind::Impaired,
         ];
         for (index, kind) in (0..).zip(kinds) {
             golden(&Reply::Refused { kind, message: "no".into() }, &[2, index, 2, b'n', b'o']);
@@ -212,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_variant_of_a_later_version_is_malformed_and_nothing_else() {
-        assert!(matches!(decode::<Request>(&[4, 0]), Err(FrameError::Malformed(_))));
+        assert!(matches!(decode::<Request>(&[7, 0]), Err(FrameError::Malformed(_))));
         assert!(matches!(decode::<Reply>(&[3]), Err(FrameError::Malformed(_))));
     }
 
@@ -250,6 +284,11 @@ mod tests {
             attachments().prop_map(Request::Release),
             (attachments(), addresses())
                 .prop_map(|(attachment, addresses)| Request::Check { attachment, addresses }),
+            any::<bool>().prop_map(|wants_addresses| Request::Status { wants_addresses }),
+            (attachments(), addresses())
+                .prop_map(|(attachment, addresses)| Request::AllocateThese { attachment, addresses }),
+            (attachments(), addresses())
+                .prop_map(|(attachment, addresses)| Request::Adopt { attachment, addresses }),
         ]
     }
 

@@ -16,6 +16,13 @@
 //!   the next connection; the plugin reports it as an error of its own.
 //! * Any other change (a field added, removed or retyped, variants reordered) changes the bytes of
 //!   known messages. It adds two to [`VERSION`], so that both sides refuse one another by name.
+//! * A plugin whose daemon is one version older therefore gets [`RefusalKind::Invalid`] for what is new, and no other
+//!   harm. Variants that are appended together, before a release, share one number.
+//!
+//! | version | since then |
+//! |---|---|
+//! | 1 | [`Request::Allocate`], [`Request::Taken`], [`Request::Release`], [`Request::Check`] |
+//! | 2 | [`Request::Status`], [`Request::AllocateThese`], [`Request::Adopt`], [`RefusalKind::Impaired`] |
 
 mod frame;
 mod message;

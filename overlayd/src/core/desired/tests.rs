@@ -217,6 +217,7 @@ fn a_settled_veth_gets_its_host_routes_back_and_an_unsettled_one_is_left_alone()
         name: name.to_owned(),
         index,
         alias: Some(alias.clone()),
+        pod_mac: None,
         mtu: 1450,
         up: false,
     };
@@ -237,6 +238,10 @@ fn a_settled_veth_gets_its_host_routes_back_and_an_unsettled_one_is_left_alone()
     let neighbour = Neighbour { link: 7, address: "10.244.1.7".parse().unwrap(), mac };
     assert_eq!(want.neighbours, BTreeSet::from([neighbour]));
     assert!(want.gateways.is_empty(), "no IPv6 address");
+    let asked = MacAddr([2, 0, 0, 0, 0, 9]);
+    world.actual.veths[0].pod_mac = Some(asked);
+    let macs: Vec<MacAddr> = world.desired().neighbours.iter().map(|neighbour| neighbour.mac).collect();
+    assert_eq!(macs, [asked]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn attachment(number: u32) -> Attachment {
 
 fn veth(attachment: &Attachment, addresses: &[IpAddr]) -> ObservedVeth {
     let alias = Some(Alias::new(attachment, addresses));
-    ObservedVeth { name: veth_name(attachment), index: 1, alias, mtu: 1450, up: true }
+    ObservedVeth { name: veth_name(attachment), index: 1, alias, pod_mac: None, mtu: 1450, up: true }
 }
 
 fn book(cidrs: &[&str], seed: u64) -> Leases {
@@ -171,6 +171,55 @@ fn taken_moves_even_an_attachment_whose_veth_shows() {
     let other = leases.taken(&attachment(1), &a, T0).unwrap();
     assert_ne!(other, a);
     assert_eq!(leases.allocate(&attachment(1), T0).unwrap(), other);
+}
+
+#[test]
+fn an_address_can_be_asked_for_and_the_other_family_is_given() {
+    let mut leases = book(&["10.1.0.0/24", "fd00::/64"], 0);
+    let given = leases.allocate_these(&attachment(1), &[ip("10.1.0.77")], T0).unwrap();
+    assert_eq!(given[0], ip("10.1.0.77"));
+    assert!(given.len() == 2 && net("fd00::/64").contains(&given[1]));
+    assert_eq!(leases.allocate(&attachment(1), T0).unwrap(), given);
+    assert_eq!(leases.allocate_these(&attachment(1), &[ip("10.1.0.77")], T0).unwrap()[0], given[0]);
+    let in_use = Err(LeaseError::InUse { address: ip("10.1.0.77") });
+    assert_eq!(leases.allocate_these(&attachment(2), &[ip("10.1.0.77")], T0), in_use);
+    leases.release(&attachment(1));
+    assert!(leases.allocate_these(&attachment(2), &[ip("10.1.0.77")], T0).is_ok());
+}
+
+#[test]
+fn what_pods_cannot_have_cannot_be_asked_for() {
+    let mut leases = book(&["10.1.0.0/24", "fd00::/64"], 0);
+    for address in ["10.1.0.0", "10.1.0.255", "10.1.1.1", "0.0.0.1", "fd00::", "fd00:0:0:1::1", "::1"] {
+        let refused = leases.allocate_these(&attachment(1), &[ip(address)], T0).unwrap_err();
+        assert!(matches!(refused, LeaseError::Foreign { .. }), "{address}: {refused}");
+    }
+    let two = [ip("10.1.0.1"), ip("10.1.0.2")];
+    assert_eq!(leases.allocate_these(&attachment(1), &two, T0), Err(LeaseError::Shape));
+    assert_eq!(leases.allocate_these(&attachment(1), &[], T0), Err(LeaseError::Shape));
+    assert_eq!(leases.in_flight().count(), 0);
+}
+
+#[test]
+fn an_adopted_address_is_given_to_nobody_else() {
+    let mut leases = book(&["10.1.0.0/30"], 0);
+    assert_eq!(leases.adopt(&attachment(1), &[ip("10.1.0.2")], T0).unwrap(), [ip("10.1.0.2")]);
+    assert_eq!(leases.adopt(&attachment(2), &[ip("192.0.2.1")], T0).unwrap(), [ip("192.0.2.1")]);
+    assert!(leases.adopt(&attachment(3), &[ip("192.0.2.1")], T0).is_err());
+    assert_eq!(leases.allocate(&attachment(4), T0).unwrap(), [ip("10.1.0.1")]);
+    assert!(leases.allocate(&attachment(5), T0).is_err());
+}
+
+#[test]
+fn room_is_told_without_taking_any() {
+    let mut leases = book(&["10.1.0.0/30"], 0);
+    for n in 0..2 {
+        assert_eq!(leases.has_room(T0), Ok(()));
+        leases.allocate(&attachment(n), T0).unwrap();
+    }
+    assert!(matches!(leases.has_room(T0), Err(LeaseError::Exhausted { .. })));
+    assert_eq!(leases.has_room(IN_FLIGHT_LIMIT), Ok(()));
+    assert_eq!(book(&[], 0).has_room(T0), Err(LeaseError::NoCidr));
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn any_veth() -> impl Strategy<Value = (ObservedVeth, bool)> {
                 IpAddr::from([0xfd00, 1, 0, 0, 0, 0, 0, u16::from(pod)]),
             ],
         });
-        (ObservedVeth { name: String::new(), index: 0, alias, mtu: 1450, up }, aged)
+        (ObservedVeth { name: String::new(), index: 0, alias, pod_mac: None, mtu: 1450, up }, aged)
     })
 }
 
