@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use super::Host;
 use crate::must;
+use crate::packet;
 use crate::process::Process;
 
 impl Host {
@@ -38,8 +39,7 @@ impl Host {
     /// If it cannot connect.
     #[track_caller]
     pub fn loiter(&self, path: &str, count: usize, bytes: &[u8]) -> Process {
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let process = self.tool("loiter").args([path, &count.to_string(), &hex]).spawn();
+        let process = self.tool("loiter").args([path, &count.to_string(), &packet::hex(bytes)]).spawn();
         process.wait_stdout(|line| line == "loitering");
         process
     }

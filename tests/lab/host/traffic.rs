@@ -206,9 +206,8 @@ impl Host {
     /// If the kernel does not take one.
     #[track_caller]
     pub fn inject_all(&self, ip_packets: &[Vec<u8>]) {
-        let hex =
-            |packet: &Vec<u8>| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
-        self.tool("inject").stdin(ip_packets.iter().map(hex).collect::<String>()).run();
+        let lines = ip_packets.iter().map(|packet| packet::hex(packet) + "\n");
+        self.tool("inject").stdin(lines.collect::<String>()).run();
     }
 
     /// Sends a UDP datagram from any source address and port.
