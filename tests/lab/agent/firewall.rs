@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use tests::firewall::Object;
 use tests::firewall::message::{
-    CREATE, DELETE_ELEMENTS, DELETE_RULE, DELETE_TABLE, GET_RULE, INET, IPV4, NEW_CHAIN, NEW_TABLE,
+    CREATE, DELETE_ELEMENTS, DELETE_RULE, DELETE_TABLE, GET_RULE, INET, IPV4, Message, NEW_CHAIN, NEW_TABLE,
     attribute, be32, find, messages, nested, octets, question, text, transaction,
 };
 use tests::protocol::{NftChange, NftFamily};
@@ -95,7 +95,7 @@ fn open() -> Result<Socket> {
 
 /// Sends a transaction and awaits the answer to its last message.
 fn carry(socket: &Socket, bytes: &[u8]) -> Result<()> {
-    let last = messages(bytes).filter(|message| message.wants_answer()).map(|message| message.sequence).max();
+    let last = messages(bytes).filter(Message::wants_answer).map(|message| message.sequence).max();
     socket.send(bytes, 0).context("send the transaction")?;
     loop {
         let answers = receive(socket)?;
