@@ -6,7 +6,7 @@
 //! flow always has one peer and one port, so its order is kept.
 //!
 //! **Ingress.** A datagram is checked from the outside in; the first check that fails names the reason. What
-//! passes goes through [`Coalescer`] to the TUN device.
+//! passes goes through [`Coalescer`](wire::offload::Coalescer) to the TUN device.
 //!
 //! **ECN** follows RFC 6040 in normal mode: the outer header copies the inner field, and decapsulation combines
 //! both (section 4.2). DSCP stays inside.
