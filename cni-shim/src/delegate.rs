@@ -12,7 +12,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use serde::Deserialize;
 use serde_json::Value;
 use wire::ipc::Attachment;
 
@@ -45,25 +44,6 @@ pub struct Given {
     pub routes: Vec<PodRoute>,
     /// `dns`.
     pub dns: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct RawGiven {
-    ips: Option<Vec<RawAddress>>,
-    routes: Option<Value>,
-    dns: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct RawAddress {
-    address: IpNet,
-}
-
-#[derive(Deserialize)]
-struct RawError {
-    code: u32,
-    msg: String,
-    details: Option<String>,
 }
 
 impl Delegate {
@@ -138,11 +118,14 @@ impl Delegate {
         if status.success() {
             return Ok(answer);
         }
-        let error = serde_json::from_slice::<RawError>(&answer)
-            .map_err(|_| failed(Code::Ipam, format!("{verb} failed ({status}) without saying why")))?;
+        let error: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        let code = error["code"].as_u64().and_then(|code| u32::try_from(code).ok());
+        let (Some(code), Some(words)) = (code, error["msg"].as_str()) else {
+            return Err(failed(Code::Ipam, format!("{verb} failed ({status}) without saying why")));
+        };
         // An error of code 0 would be none.
-        let code = if error.code == 0 { Code::Ipam } else { Code::Delegated(error.code) };
-        Err(CniError::new(code, error.msg).with_details(error.details.unwrap_or_default()))
+        let code = if code == 0 { Code::Ipam } else { Code::Delegated(code) };
+        Err(CniError::new(code, words).with_details(error["details"].as_str().unwrap_or_default()))
     }
 
     fn start(&self, verb: &str, deadline: Instant) -> io::Result<Child> {
@@ -199,18 +182,22 @@ fn end(child: &mut Child) {
 }
 
 fn given(answer: &[u8]) -> Result<Given, String> {
-    let raw: RawGiven = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
-    let mut addresses: Vec<IpAddr> = raw.ips.unwrap_or_default().iter().map(|ip| ip.address.addr()).collect();
+    let value: Value = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+    let mut addresses = Vec::new();
+    for ip in value["ips"].as_array().into_iter().flatten() {
+        let text = ip["address"].as_str().unwrap_or_default();
+        let net: IpNet = text.parse().map_err(|error| format!("address {text:?}: {error}"))?;
+        addresses.push(net.addr());
+    }
     addresses.sort_by_key(IpAddr::is_ipv6);
     let families: Vec<bool> = addresses.iter().map(IpAddr::is_ipv6).collect();
     if !matches!(families[..], [false] | [true] | [false, true]) {
         return Err(format!("want one address, or one of each family, not {addresses:?}"));
     }
-    let routes = raw
-        .routes
-        .filter(|routes| !routes.is_null())
-        .map_or(Ok(Vec::new()), |list| routes(&list).map_err(|why| format!("routes: {why}")))?;
-    Ok(Given { addresses, routes, dns: raw.dns })
+    let list = &value["routes"];
+    let routes =
+        if list.is_null() { Vec::new() } else { routes(list).map_err(|why| format!("routes: {why}"))? };
+    Ok(Given { addresses, routes, dns: value.get("dns").cloned() })
 }
 
 #[cfg(test)]

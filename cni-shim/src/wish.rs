@@ -7,7 +7,6 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
 use serde_json::Value;
 use wire::packet::MacAddr;
 
@@ -60,15 +59,6 @@ pub struct Wish {
     pub default_route: bool,
     /// `routes`.
     pub routes: Vec<PodRoute>,
-}
-
-#[derive(Deserialize)]
-struct RawRoute {
-    dst: String,
-
-    mtu: Option<u32>,
-    priority: Option<u32>,
-    table: Option<u32>,
 }
 
 impl Wish {
@@ -131,15 +121,26 @@ fn own_routes(value: Option<&Value>) -> Result<Vec<PodRoute>, CniError> {
 /// # Errors
 /// What is wrong, in words.
 pub fn routes(value: &Value) -> Result<Vec<PodRoute>, String> {
-    let raw = Vec::<RawRoute>::deserialize(value).map_err(|error| error.to_string())?;
-    if raw.len() > ROUTE_LIMIT {
+    let list = value.as_array().ok_or("want a list")?;
+    if list.len() > ROUTE_LIMIT {
         return Err(format!("more than {ROUTE_LIMIT}"));
     }
-    let read = |RawRoute { dst, mtu, priority, table }: RawRoute| {
-        let destination: IpNet = dst.parse().map_err(|error| format!("dst {dst:?}: {error}"))?;
-        Ok(PodRoute { destination: destination.trunc(), mtu, priority, table })
+    list.iter().map(route).collect()
+}
+
+fn route(value: &Value) -> Result<PodRoute, String> {
+    let text = value["dst"].as_str().ok_or("a route without dst")?;
+    let destination: IpNet = text.parse().map_err(|error| format!("dst {text:?}: {error}"))?;
+    let number = |key: &str| match &value[key] {
+        Value::Null => Ok(None),
+        number => number
+            .as_u64()
+            .and_then(|number| u32::try_from(number).ok())
+            .map(Some)
+            .ok_or_else(|| format!("{key} of {text} is {number}")),
     };
-    raw.into_iter().map(read).collect()
+    let (mtu, priority, table) = (number("mtu")?, number("priority")?, number("table")?);
+    Ok(PodRoute { destination: destination.trunc(), mtu, priority, table })
 }
 
 fn invalid(message: String) -> CniError {
@@ -163,8 +164,10 @@ fn member<'a>(value: Option<&'a Value>, key: &str) -> Option<&'a Value> {
 /// A list of texts; empty is none.
 fn texts(value: Option<&Value>, place: &str, key: &str) -> Result<Option<Vec<String>>, CniError> {
     let Some(found) = member(value, key) else { return Ok(None) };
-    let list = Vec::<String>::deserialize(found)
-        .map_err(|error| invalid(format!("{place}.{key}: want a list of addresses: {error}")))?;
+    let list = found.as_array().and_then(|list| {
+        list.iter().map(|text| text.as_str().map(ToOwned::to_owned)).collect::<Option<Vec<_>>>()
+    });
+    let list = list.ok_or_else(|| invalid(format!("{place}.{key} is {found}: want a list of addresses")))?;
     Ok((!list.is_empty()).then_some(list))
 }
 

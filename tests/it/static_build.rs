@@ -23,7 +23,7 @@ fn the_shipped_plugin_needs_no_library_and_is_small() {
     let output = Command::new(&plugin).env("CNI_COMMAND", "VERSION").stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0"]));
+    assert_eq!(document["supportedVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
 }
 
 /// Builds one program as `cargo ship` does; where cargo put it.
