@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::binaries::target_directory;
+use crate::packet::hex;
 
 /// What is built.
 pub const PLUGINS: [&str; 5] = ["cnitool", "host-local", "portmap", "bandwidth", "ptp"];
@@ -33,7 +34,7 @@ pub fn cni_plugins() -> Result<PathBuf> {
     }
     let target = target_directory()?;
     // A new pin is a new directory.
-    let pin: String = Sha256::digest(SUMS).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let pin = hex(&Sha256::digest(SUMS)[..6]);
     let directory = target.join(format!("cni-plugins-{pin}"));
     let path = target.join("cni-plugins.lock");
     let lock = File::create(&path).with_context(|| format!("make {}", path.display()))?;

@@ -4,6 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use wire::packet::MacAddr;
 
+/// Lower-case hex.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The Internet checksum (RFC 1071).
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> u16 {

@@ -12,6 +12,7 @@ use wire::ipc::Attachment;
 use crate::host::{Host, run_plugin};
 use crate::must;
 use crate::node::{Node, RUN_DIR};
+use crate::packet;
 use crate::process::Output;
 
 /// Name of the lab's CNI network.
@@ -129,8 +130,7 @@ impl Cni {
     /// If the namespace cannot be made.
     pub fn prepare(node: &Node, name: &str) -> Result<Self> {
         let seed = format!("{name} {} {}", node.name(), fastrand::u128(..));
-        let container: String =
-            Sha256::digest(seed.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let container = packet::hex(&Sha256::digest(seed.as_bytes()));
         let short = format!("cni-{}", &container[..12]);
         node.command("lab-agent").args(["netns-add", &short]).try_run()?;
         Ok(Self {

@@ -2,7 +2,7 @@
 //!
 //! Everything that happens outside arrives here as an event: Nodes changed, a pod wants an address, the kernel
 //! changed, a worker has news, a second passed, a signal came. An event only changes what is believed and marks what
-//! must be looked at again; then one [`turn`](Control::turn) does whatever is due, in a fixed order: derive the
+//! must be looked at again; then one `turn` does whatever is due, in a fixed order: derive the
 //! cluster, keep the datapath running with the right table, bring the kernel to the wished state, publish a snapshot.
 //! So a start, a change and a repair are the same code, and a lost event costs a delay and nothing else.
 //!

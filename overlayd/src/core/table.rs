@@ -5,157 +5,18 @@
 //! Everything that encapsulation needs hangs on the entry found: the outer destination, the ready header
 //! of either family, the counters.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+mod counters;
+mod prefixes;
+
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
-use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, MacAddr, mix};
+use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, MacAddr};
 
+pub use self::counters::{CounterBook, PeerCounters, PeerTraffic, Traffic};
+use self::prefixes::{Map, Prefixes};
 use super::cluster::{Own, Peer};
-
-/// Totals of one direction of one peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Inner packets (segments of a super-packet count each).
-    pub packets: u64,
-    /// Inner bytes.
-    pub bytes: u64,
-    /// When the last one passed, in milliseconds since the datapath's epoch.
-    pub last_ms: Option<u64>,
-}
-
-/// Both directions of one peer, summed over the workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PeerTraffic {
-    /// Towards the peer.
-    pub tx: Traffic,
-    /// From the peer.
-    pub rx: Traffic,
-}
-
-/// Counters of one peer: one cache line per worker and direction.
-#[derive(Debug)]
-pub struct PeerCounters {
-    workers: Box<[Lanes]>,
-}
-
-/// Both directions as one worker saw them.
-#[derive(Debug, Default)]
-struct Lanes {
-    tx: Lane,
-    rx: Lane,
-}
-
-/// One direction as one worker saw it. Only that worker writes, so a load and a store make an addition.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(super) struct Lane {
-    packets: AtomicU64,
-    bytes: AtomicU64,
-    /// Time of the last packet plus one; 0 = none yet.
-    last_ms: AtomicU64,
-}
-
-impl Lane {
-    #[inline]
-    pub(super) fn add(&self, packets: u64, bytes: u64, now_ms: u64) {
-        let (p, b) = (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
-        self.packets.store(p.wrapping_add(packets), Ordering::Relaxed);
-        self.bytes.store(b.wrapping_add(bytes), Ordering::Relaxed);
-        self.last_ms.store(now_ms.saturating_add(1), Ordering::Relaxed);
-    }
-
-    fn read(&self) -> Traffic {
-        Traffic {
-            packets: self.packets.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            last_ms: self.last_ms.load(Ordering::Relaxed).checked_sub(1),
-        }
-    }
-
-    fn start_from(&self, total: Traffic) {
-        self.packets.store(total.packets, Ordering::Relaxed);
-        self.bytes.store(total.bytes, Ordering::Relaxed);
-        self.last_ms.store(total.last_ms.map_or(0, |ms| ms.saturating_add(1)), Ordering::Relaxed);
-    }
-}
-
-impl PeerCounters {
-    /// Zeroed counters for this many workers.
-    #[must_use]
-    pub fn new(workers: usize) -> Self {
-        Self { workers: (0..workers.max(1)).map(|_| Lanes::default()).collect() }
-    }
-
-    /// Sums over the workers.
-    #[must_use]
-    pub fn sum(&self) -> PeerTraffic {
-        self.workers.iter().fold(PeerTraffic::default(), |total, lanes| PeerTraffic {
-            tx: total.tx.plus(lanes.tx.read()),
-            rx: total.rx.plus(lanes.rx.read()),
-        })
-    }
-
-    /// The same totals with room for more workers.
-    fn widened(&self, workers: usize) -> Self {
-        let wider = Self::new(workers);
-        let total = self.sum();
-        if let Some(lanes) = wider.workers.first() {
-            lanes.tx.start_from(total.tx);
-            lanes.rx.start_from(total.rx);
-        }
-        wider
-    }
-
-    #[inline]
-    pub(super) fn tx(&self, worker: usize) -> Option<&Lane> {
-        self.workers.get(worker).map(|lanes| &lanes.tx)
-    }
-
-    #[inline]
-    pub(super) fn rx(&self, worker: usize) -> Option<&Lane> {
-        self.workers.get(worker).map(|lanes| &lanes.rx)
-    }
-}
-
-impl Traffic {
-    fn plus(self, other: Self) -> Self {
-        Self {
-            packets: self.packets.wrapping_add(other.packets),
-            bytes: self.bytes.wrapping_add(other.bytes),
-            last_ms: self.last_ms.max(other.last_ms),
-        }
-    }
-}
-
-/// Counters by peer name: they survive table swaps. Owned by `control`.
-#[derive(Debug, Default)]
-pub struct CounterBook {
-    /// By peer name.
-    pub peers: BTreeMap<String, Arc<PeerCounters>>,
-}
-
-impl CounterBook {
-    /// The counters of this peer, with room for this many workers.
-    fn counters(&mut self, name: &str, workers: usize) -> Arc<PeerCounters> {
-        match self.peers.get_mut(name) {
-            Some(counters) => {
-                if counters.workers.len() < workers {
-                    *counters = Arc::new(counters.widened(workers));
-                }
-                Arc::clone(counters)
-            }
-            None => {
-                let counters = Arc::new(PeerCounters::new(workers));
-                self.peers.insert(name.to_owned(), Arc::clone(&counters));
-                counters
-            }
-        }
-    }
-}
 
 /// The table.
 #[derive(Debug)]
@@ -318,94 +179,6 @@ impl Table {
             IpAddr::V4(v4) => self.own.underlay_v4 == Some(v4),
             IpAddr::V6(v6) => self.own.underlay_v6 == Some(v6),
         }
-    }
-}
-
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
-
-/// Prefixes of one family: a map per length, longest first.
-#[derive(Debug)]
-struct Prefixes<A> {
-    lengths: Vec<(u8, A, Map<A, u32>)>,
-}
-
-impl<A> Default for Prefixes<A> {
-    fn default() -> Self {
-        Self { lengths: Vec::new() }
-    }
-}
-
-impl<A: Address> Prefixes<A> {
-    fn insert(&mut self, network: A, length: u8, index: u32) {
-        let at = match self.lengths.binary_search_by(|(have, _, _)| length.cmp(have)) {
-            Ok(at) => at,
-            Err(at) => {
-                self.lengths.insert(at, (length, A::mask(length), Map::default()));
-                at
-            }
-        };
-        self.lengths[at].2.entry(network).or_insert(index);
-    }
-
-    #[inline]
-    fn longest(&self, address: A) -> Option<u32> {
-        self.lengths.iter().find_map(|(_, mask, map)| map.get(&address.and(*mask))).copied()
-    }
-}
-
-/// An address as a number.
-trait Address: Copy + Eq + Hash {
-    /// The netmask of this many bits.
-    fn mask(length: u8) -> Self;
-    fn and(self, mask: Self) -> Self;
-}
-
-impl Address for u32 {
-    fn mask(length: u8) -> Self {
-        Self::MAX.checked_shl(Self::BITS - Self::from(length)).unwrap_or(0)
-    }
-
-    #[inline]
-    fn and(self, mask: Self) -> Self {
-        self & mask
-    }
-}
-
-impl Address for u128 {
-    fn mask(length: u8) -> Self {
-        Self::MAX.checked_shl(Self::BITS - u32::from(length)).unwrap_or(0)
-    }
-
-    #[inline]
-    fn and(self, mask: Self) -> Self {
-        self & mask
-    }
-}
-
-/// A fast hash of addresses. Keys come from Node objects, not from packets: packets are only looked up.
-#[derive(Default)]
-struct AddressHasher(u64);
-
-impl Hasher for AddressHasher {
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    #[inline]
-    fn write_u32(&mut self, value: u32) {
-        self.0 = mix(self.0, u64::from(value));
-    }
-
-    #[inline]
-    fn write_u128(&mut self, value: u128) {
-        self.0 = mix(mix(self.0, value as u64), (value >> 64) as u64);
     }
 }
 

@@ -4,14 +4,14 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::Result;
-use cni_shim::netlink::Netlink;
+
+use crate::view::View;
 
 pub(crate) fn dump() -> Result<()> {
-    let mut netlink = Netlink::open()?;
-    let links = netlink.links()?;
-    let name = |index: u32| links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);
+    let view = View::read()?;
+    let name = |index: u32| view.name(index).unwrap_or("?");
     println!("links:");
-    for link in &links {
+    for link in &view.links {
         let state = if link.up { "up" } else { "DOWN" };
         let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
         let alias = link.alias.as_deref().unwrap_or_default();
@@ -21,12 +21,12 @@ pub(crate) fn dump() -> Result<()> {
         );
     }
     println!("addresses:");
-    for address in netlink.addresses()? {
+    for address in &view.addresses {
         let tentative = if address.tentative { " tentative" } else { "" };
         println!("  {:<16} {}{tentative}", name(address.link), address.net);
     }
     println!("routes:");
-    for route in netlink.routes()? {
+    for route in &view.routes {
         let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
         let dev = route.link.map(|index| format!(" dev {}", name(index))).unwrap_or_default();
         let source = route.source.map(|source| format!(" src {source}")).unwrap_or_default();
@@ -37,7 +37,7 @@ pub(crate) fn dump() -> Result<()> {
         );
     }
     println!("neighbours:");
-    for neighbour in netlink.neighbours()? {
+    for neighbour in &view.neighbours {
         println!("  {:<16} {} {}", name(neighbour.link), neighbour.address, neighbour.mac);
     }
     for file in ["/proc/self/net/dev", "/proc/self/net/snmp", "/proc/self/net/sockstat"] {

@@ -1,107 +1,134 @@
-//! A NETLINK_NETFILTER socket: carries what `tests::firewall` wrote, and reads what there is.
+//! A NETLINK_NETFILTER socket: carries what `tests::firewall` wrote, changes nftables by hand, and reads what there is.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use tests::firewall::{Object, frame};
+use tests::firewall::Object;
+use tests::firewall::message::{
+    CREATE, DELETE_ELEMENTS, DELETE_RULE, DELETE_TABLE, GET_RULE, INET, IPV4, Message, NEW_CHAIN, NEW_TABLE,
+    attribute, be32, find, messages, nested, octets, question, text, transaction,
+};
+use tests::protocol::{NftChange, NftFamily};
 
-/// `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM: u16 = 10;
 /// `NFT_MSG_GETTABLE`, `_GETCHAIN`, `_GETRULE`, `_GETSET`, `_GETFLOWTABLE`.
-const LISTS: [u16; 5] = [1, 4, 7, 10, 23];
-/// `NLM_F_REQUEST | NLM_F_DUMP`; `NLM_F_ACK`.
-const DUMP: u16 = 0x301;
-const ACK: u16 = 4;
-/// `NLMSG_ERROR`, `NLMSG_DONE`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-/// `struct nlmsghdr` and `struct nfgenmsg`.
-const HEADER: usize = 16;
-const FAMILY: usize = 4;
-
-fn open() -> Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER).context("open a netfilter socket")?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
-}
+const LISTS: [u8; 5] = [1, 4, GET_RULE, 10, 23];
+/// `NF_INET_FORWARD`.
+const HOOK_FORWARD: u32 = 2;
+/// `NFT_TABLE_F_OWNER`: the table belongs to the socket that made it, and goes with it.
+const OWNER: u32 = 2;
 
 /// Carries out the transaction on standard input.
 pub(crate) fn apply() -> Result<()> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes)?;
-    let acknowledged = messages(&bytes).filter(|message| message.flags & ACK != 0).map(|m| m.sequence).max();
-    let socket = open()?;
-    socket.send(&bytes, 0).context("send the transaction")?;
-    loop {
-        let answers = receive(&socket)?;
-        for answer in messages(&answers).filter(|answer| answer.kind == ERROR) {
-            answer.verdict().with_context(|| format!("message {} of the transaction", answer.sequence))?;
-            if Some(answer.sequence) == acknowledged {
-                return Ok(());
-            }
-        }
-    }
+    carry(&open()?, &bytes)
 }
 
 /// Prints all tables, chains, rules and sets, whoever made them.
 pub(crate) fn dump() -> Result<()> {
     let socket = open()?;
     let mut objects = Vec::new();
-    for (list, sequence) in LISTS.into_iter().zip(1..) {
-        socket.send(&frame(SUBSYSTEM << 8 | list, DUMP, sequence, [0; 4], &[]), 0)?;
-        let mut over = false;
-        while !over {
-            let answers = receive(&socket)?;
-            for answer in messages(&answers) {
-                match answer.kind {
-                    ERROR | DONE => {
-                        answer.verdict().with_context(|| format!("list {list}"))?;
-                        over = true;
-                    }
-                    kind => objects.push(Object {
-                        kind: kind as u8,
-                        family: answer.payload.first().copied().unwrap_or_default(),
-                        attributes: answer.payload.get(FAMILY..).unwrap_or_default().to_vec(),
-                    }),
-                }
-            }
-        }
+    for kind in LISTS {
+        objects.extend(list(&socket, &question(kind, 0, &[])).with_context(|| format!("list {kind}"))?);
     }
     crate::traffic::report(&objects)
 }
 
-fn receive(socket: &Socket) -> Result<Vec<u8>> {
-    Ok(socket.recv_from_full().context("receive")?.0)
+/// Makes an `inet` table that nobody else may change, and holds it until standard input ends.
+pub(crate) fn own(table: &str) -> Result<()> {
+    let socket = open()?;
+    let body = [text(1, table), be32(2, OWNER)].concat();
+    carry(&socket, &transaction(INET, &[(NEW_TABLE, CREATE, body)])).context("own the table")?;
+    println!("owning");
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
 }
 
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    payload: &'a [u8],
+/// Carries out a change in the calling thread's namespace.
+pub(crate) fn change(change: &NftChange) -> Result<()> {
+    let socket = open()?;
+    let (family, messages, what) = match change {
+        NftChange::DeleteTable(family, table) => {
+            (family, vec![(DELETE_TABLE, 0, text(1, table))], "delete the table")
+        }
+        NftChange::DeleteRule { family, table, chain, position } => {
+            let place = [text(1, table), text(2, chain)].concat();
+            let rules = list(&socket, &question(GET_RULE, number(*family), &place)).context("list rules")?;
+            let rule = rules.get(*position).with_context(|| format!("only {} rules", rules.len()))?;
+            // NFTA_RULE_HANDLE.
+            let handle = find(&rule.attributes, 3).context("a rule without a handle")?;
+            (family, vec![(DELETE_RULE, 0, [place, attribute(3, handle)].concat())], "delete the rule")
+        }
+        NftChange::DeleteElement { family, table, set, first, end } => {
+            // NFTA_LIST_ELEM { NFTA_SET_ELEM_KEY { NFTA_DATA_VALUE }, NFTA_SET_ELEM_FLAGS = interval end }
+            let key = |address: &IpAddr| nested(1, &attribute(1, &octets(*address)));
+            let list = [nested(1, &key(first)), nested(1, &[key(end), be32(3, 1)].concat())];
+            let body = [text(1, table), text(2, set), nested(3, &list.concat())].concat();
+            (family, vec![(DELETE_ELEMENTS, 0, body)], "delete the element")
+        }
+        NftChange::AddForwardDrop { family, table, chain } => {
+            let hook = [be32(1, HOOK_FORWARD), be32(2, 0)].concat();
+            let policy_drop = be32(5, 0);
+            let body = [text(1, table), text(3, chain), nested(4, &hook), policy_drop, text(7, "filter")];
+            let messages = vec![(NEW_TABLE, CREATE, text(1, table)), (NEW_CHAIN, CREATE, body.concat())];
+            (family, messages, "make the chain")
+        }
+    };
+    carry(&socket, &transaction(number(*family), &messages)).context(what)
 }
 
-impl Message<'_> {
-    fn verdict(&self) -> io::Result<()> {
-        match self.payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)) {
-            0 => Ok(()),
-            code => Err(io::Error::from_raw_os_error(-code)),
+fn number(family: NftFamily) -> u8 {
+    match family {
+        NftFamily::Inet => INET,
+        NftFamily::Ip => IPV4,
+    }
+}
+
+fn open() -> Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER).context("open a netfilter socket")?;
+    socket.bind_auto().context("bind a netfilter socket")?;
+    socket.connect(&SocketAddr::new(0, 0)).context("connect a netfilter socket")?;
+    Ok(socket)
+}
+
+/// Sends a transaction and awaits the answer to its last message.
+fn carry(socket: &Socket, bytes: &[u8]) -> Result<()> {
+    let last = messages(bytes).filter(Message::wants_answer).map(|message| message.sequence).max();
+    socket.send(bytes, 0).context("send the transaction")?;
+    loop {
+        let answers = receive(socket)?;
+        for answer in messages(&answers) {
+            let Some(verdict) = answer.verdict() else { continue };
+            verdict.with_context(|| format!("message {} of the transaction", answer.sequence))?;
+            if Some(answer.sequence) == last {
+                return Ok(());
+            }
         }
     }
 }
 
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-        let message = Message {
-            kind: u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?),
-            flags: u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?),
-            sequence: u32::from_ne_bytes(*bytes.get(8..)?.first_chunk()?),
-            payload: bytes.get(HEADER..length)?,
-        };
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
+/// Asks for a list and reads it to its end.
+fn list(socket: &Socket, question: &[u8]) -> Result<Vec<Object>> {
+    socket.send(question, 0).context("ask nftables")?;
+    let mut objects = Vec::new();
+    loop {
+        let answers = receive(socket)?;
+        for answer in messages(&answers) {
+            if let Some(verdict) = answer.verdict() {
+                verdict?;
+                return Ok(objects);
+            }
+            objects.push(Object {
+                kind: answer.kind(),
+                family: answer.family(),
+                attributes: answer.attributes().to_vec(),
+            });
+        }
+    }
+}
+
+fn receive(socket: &Socket) -> Result<Vec<u8>> {
+    Ok(socket.recv_from_full().context("receive from nftables")?.0)
 }

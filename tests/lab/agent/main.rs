@@ -7,12 +7,10 @@ mod init;
 mod ioctl;
 mod load;
 mod net;
-mod nft;
-mod objects;
-mod observe;
 mod rtnetlink;
 mod socket;
 mod traffic;
+mod view;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -136,9 +134,9 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Symlink { target, path } => symlink(&target, &path),
         Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
-        Tool::Objects { device } => objects::objects(&device),
+        Tool::Objects { device } => view::objects(&device),
         Tool::Bounded { capability, argv } => bounded(capability, &argv),
-        Tool::NftOwn { table } => nft::own(&table),
+        Tool::NftOwn { table } => firewall::own(&table),
         Tool::FirewallApply => firewall::apply(),
         Tool::FirewallDump => firewall::dump(),
         Tool::Mode { path } => {
@@ -147,7 +145,7 @@ fn run(tool: Tool) -> Result<()> {
             Ok(())
         }
         Tool::Loiter { path, count, hex } => socket::loiter(&path, count, &hex),
-        Tool::Observe => observe::observe(),
+        Tool::Observe => view::observe(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),
         Tool::TcpWho { server, time_ms } => traffic::tcp::who(server, ms(time_ms)),

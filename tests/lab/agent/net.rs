@@ -12,7 +12,7 @@ use tests::protocol::Step;
 use wire::packet::MacAddr;
 
 use crate::init::{Spaces, in_space};
-use crate::{ioctl, nft, rtnetlink};
+use crate::{firewall, ioctl, rtnetlink};
 
 /// `RT_TABLE_MAIN`.
 const TABLE_MAIN: u32 = 254;
@@ -177,7 +177,7 @@ pub(crate) fn inside(step: Step) -> Result<()> {
                 netlink.delete_rule(rule)?;
             }
         }
-        Step::Nft { change, .. } => nft::change(&change)?,
+        Step::Nft { change, .. } => firewall::change(&change)?,
     }
     Ok(())
 }

@@ -73,8 +73,6 @@ fn routes(want: &Desired, have: &Actual) -> Vec<Conflict> {
     let ours: BTreeMap<IpNet, u32> = leading.map(|route| (route.destination, route.metric)).collect();
     let mut found = Vec::new();
     for foreign in &have.foreign_routes {
-        // The least metric wins: a foreign route with a greater one does no harm, and our unreachable routes are there
-        // to lose against everything.
         // The least metric wins: a foreign route with a greater one does no harm.
         let beats = ours.get(&foreign.destination).is_some_and(|metric| *metric >= foreign.metric);
         if !beats && !want.own_cidrs.contains(&foreign.destination) {

@@ -171,16 +171,7 @@ fn settled(server: SocketAddr, key: u64, value: impl Fn(&Count) -> u64) -> Resul
 fn download(mut stream: TcpStream, window: Window) -> Result<u64> {
     writeln!(stream, "give {}", window.end)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
-    while let Ok(got @ 1..) = stream.read(&mut buffer) {
-        let now = now();
-        if window.holds(now) {
-            bytes += got as u64;
-        } else if now >= window.end {
-            break;
-        }
-    }
-    Ok(bytes)
+    Ok(window.drain(&stream))
 }
 
 /// Sends until the end; how many.

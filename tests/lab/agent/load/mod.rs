@@ -4,6 +4,7 @@ mod client;
 mod server;
 mod usage;
 
+use std::io::Read;
 use std::time::Duration;
 
 pub(crate) use client::run;
@@ -30,6 +31,20 @@ struct Window {
 impl Window {
     fn holds(self, now: u64) -> bool {
         now >= self.begin && now < self.end
+    }
+
+    /// Reads until the window or the stream is over; how many bytes came within the window.
+    fn drain(self, mut stream: impl Read) -> u64 {
+        let (mut buffer, mut bytes) = (vec![0; CHUNK], 0);
+        while let Ok(got @ 1..) = stream.read(&mut buffer) {
+            let now = now();
+            if self.holds(now) {
+                bytes += got as u64;
+            } else if now >= self.end {
+                break;
+            }
+        }
+        bytes
     }
 }
 

@@ -2,7 +2,7 @@
 //! `window KEY BEGIN END`, `count KEY`.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -83,15 +83,7 @@ fn serve_tcp(mut stream: TcpStream, counts: &Counts) -> Result<()> {
         ["touch"] => stream.write_all(b"!")?,
         ["take", key, begin, end] => {
             let window = Window { begin: begin.parse()?, end: end.parse()? };
-            let (key, mut buffer, mut bytes) = (key.parse()?, vec![0; CHUNK], 0);
-            while let Ok(got @ 1..) = stream.read(&mut buffer) {
-                let now = now();
-                if window.holds(now) {
-                    bytes += got as u64;
-                } else if now >= window.end {
-                    break;
-                }
-            }
+            let (key, bytes) = (key.parse()?, window.drain(&stream));
             entry(counts, key, |count| count.bytes += bytes);
         }
         ["give", end] => {

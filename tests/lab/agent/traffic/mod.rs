@@ -44,8 +44,3 @@ pub(crate) fn pattern(seed: u64) -> impl FnMut(&mut [u8]) {
     let mut rng = fastrand::Rng::with_seed(seed);
     move |buffer| rng.fill(buffer)
 }
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

@@ -15,9 +15,10 @@ use anyhow::{Context, Result, bail};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg};
 use sha2::{Digest, Sha256};
 use socket2::{Domain, Protocol, Socket, Type};
+use tests::packet::hex;
 use tests::traffic::{DATAGRAM_HEADER, DATAGRAM_MAGIC, Flood};
 
-use super::{hex, pattern, plain};
+use super::{pattern, plain};
 
 /// A connection that stalls for longer is given up.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,37 +1,18 @@
 //! Other people's nf_tables rules (`linux/netfilter/nf_tables.h`): a table as kube-proxy would make it, and what the
 //! kernel holds, byte by byte. Written over netlink, so that no `nft` is needed where the tests run.
 
+#[doc(hidden)]
+pub mod message;
+
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// `enum nf_tables_msg_types`, for [`Object::kind`].
-pub const NEW_TABLE: u8 = 0;
-const DELETE_TABLE: u8 = 2;
-/// A chain.
-pub const NEW_CHAIN: u8 = 3;
-/// A rule.
-pub const NEW_RULE: u8 = 6;
-
-/// `NFNL_SUBSYS_NFTABLES` of `linux/netfilter/nfnetlink.h`.
-const SUBSYSTEM: u8 = 10;
-/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
-const BATCH: [u16; 2] = [0x10, 0x11];
-
-/// `NLM_F_REQUEST`, `_ACK`, `_CREATE`, `_APPEND` of `linux/netlink.h`.
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
-
-/// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.
-const INET: u8 = 1;
-const IPV4: u8 = 2;
-const IPV6: u8 = 10;
-
-/// `NLA_F_NESTED`, and the type without flags.
-const NESTED: u16 = 0x8000;
-const TYPE_MASK: u16 = 0x3fff;
+use self::message::{
+    APPEND, CREATE, DELETE_TABLE, INET, IPV4, IPV6, attribute, attributes, be32, find, nested, octets, text,
+    transaction, until_nul,
+};
+pub use self::message::{NEW_CHAIN, NEW_RULE, NEW_TABLE};
 
 /// `enum nf_inet_hooks`.
 const PREROUTING: u32 = 0;
@@ -150,54 +131,6 @@ pub(crate) fn deletion(table: &str) -> Vec<u8> {
     transaction(INET, &[(DELETE_TABLE, 0, text(1, table))])
 }
 
-/// Wraps messages; only the last is acknowledged, and errors come before that.
-fn transaction(family: u8, messages: &[(u8, u16, Vec<u8>)]) -> Vec<u8> {
-    let mut bytes = frame(BATCH[0], REQUEST, 0, [0, 0, 0, SUBSYSTEM], &[]);
-    for ((kind, flags, body), sequence) in messages.iter().zip(1..) {
-        let last = sequence as usize == messages.len();
-        let flags = flags | REQUEST | if last { ACK } else { 0 };
-        let kind = u16::from(SUBSYSTEM) << 8 | u16::from(*kind);
-        bytes.extend(frame(kind, flags, sequence, [family, 0, 0, 0], body));
-    }
-    bytes.extend(frame(BATCH[1], REQUEST, u32::MAX, [0, 0, 0, SUBSYSTEM], &[]));
-    bytes
-}
-
-/// A netlink message with `struct nfgenmsg`.
-#[doc(hidden)]
-#[must_use]
-pub fn frame(kind: u16, flags: u16, sequence: u32, family: [u8; 4], body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(20 + body.len());
-    bytes.extend((20 + body.len() as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(family);
-    bytes.extend(body);
-    bytes
-}
-
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = ((4 + payload.len()) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(payload);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn nested(kind: u16, payload: &[u8]) -> Vec<u8> {
-    attribute(kind | NESTED, payload)
-}
-
-fn text(kind: u16, text: &str) -> Vec<u8> {
-    attribute(kind, &[text.as_bytes(), &[0]].concat())
-}
-
-fn be32(kind: u16, number: u32) -> Vec<u8> {
-    attribute(kind, &number.to_be_bytes())
-}
-
 /// `NFTA_LIST_ELEM` of `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
 fn expression(name: &str, data: &[u8]) -> Vec<u8> {
     nested(1, &[text(1, name), nested(2, data)].concat())
@@ -222,13 +155,6 @@ fn immediate(register: u32, value: &[u8]) -> Vec<u8> {
 fn destination_is(address: IpAddr) -> Vec<Vec<u8>> {
     let (offset, length) = if address.is_ipv4() { (16, 4) } else { (24, 16) };
     vec![payload(1, offset, length), equals(&octets(address))]
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
 }
 
 /// A table, chain, rule or set as the kernel shows it.
@@ -259,22 +185,4 @@ impl Object {
         };
         attributes(list).map(|(_, expression)| one(expression)).collect()
     }
-}
-
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & TYPE_MASK;
-        let payload = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    })
-}
-
-fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, payload)| payload)
-}
-
-fn until_nul(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }

@@ -1,0 +1,135 @@
+//! Decapsulation: the checks from the outside in, and the congestion mark.
+
+use std::net::IpAddr;
+
+use wire::offload::{Coalescer, Delivery};
+use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encap, EncapError, Inner};
+
+use super::reason::DropReason;
+use super::{CE, ECT_0, ECT_1, NOT_ECT, TUNNEL_PORT, is_to_port, is_unicast};
+use crate::core::table::{Path, Table};
+
+/// Decapsulation state of one worker.
+#[derive(Debug)]
+pub struct Ingress {
+    worker: usize,
+    port: u16,
+    coalescer: Coalescer,
+}
+
+impl Ingress {
+    /// Empty state of this worker.
+    #[must_use]
+    pub fn new(worker: usize) -> Self {
+        Self { worker, port: TUNNEL_PORT, coalescer: Coalescer::default() }
+    }
+
+    /// Tells the tunnel's UDP port (default 8472): packets to it do not leave the tunnel.
+    pub fn set_tunnel_port(&mut self, port: u16) {
+        self.port = port;
+    }
+
+    /// Whether TCP super-packets may go to the TUN device (default yes).
+    pub fn set_tso(&mut self, on: bool) {
+        self.coalescer.set_tso(on);
+    }
+
+    /// Whether UDP super-packets may go to the TUN device (default yes).
+    pub fn set_uso(&mut self, on: bool) {
+        self.coalescer.set_uso(on);
+    }
+
+    /// Inner MTU in bytes: larger TCP packets, which a peer's kernel hands out when its link segments for it, are
+    /// given a segment size. 0 (the default) means unknown.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.coalescer.set_mtu(mtu);
+    }
+
+    /// Takes one UDP payload that came from this outer source with these outer ECN bits. `write` gets frames for the
+    /// TUN device, at once or later.
+    ///
+    /// # Errors
+    /// Why the packet was dropped; the caller counts it.
+    #[inline]
+    pub fn push(
+        &mut self,
+        table: &Table,
+        now_ms: u64,
+        from: IpAddr,
+        ecn: u8,
+        datagram: &[u8],
+        write: &mut impl FnMut(&[u8]),
+    ) -> Result<(), DropReason> {
+        let (path, inner, packet) = self.admit(table, from, datagram)?;
+        let tos = combine_ecn(inner.tos, ecn).ok_or(DropReason::EcnNotCapable)?;
+        if let Some(lane) = path.counters.rx(self.worker) {
+            lane.add(1, inner.length as u64, now_ms);
+        }
+        self.coalescer.push(&Delivery { packet, inner, tos }, write);
+        Ok(())
+    }
+
+    /// Hands on whatever is waiting.
+    pub fn flush(&mut self, write: &mut impl FnMut(&[u8])) {
+        self.coalescer.flush(write);
+    }
+
+    /// The checks, from the outside in.
+    #[inline]
+    fn admit<'t, 'd>(
+        &self,
+        table: &'t Table,
+        from: IpAddr,
+        datagram: &'d [u8],
+    ) -> Result<(&'t Path, Inner, &'d [u8]), DropReason> {
+        let encap = Encap::parse(datagram).map_err(|error| match error {
+            EncapError::Truncated => DropReason::Truncated,
+            EncapError::Flags => DropReason::BadFlags,
+        })?;
+        if encap.vni != table.vni() {
+            return Err(DropReason::WrongVni);
+        }
+        let path = table.from(from).ok_or(DropReason::UnknownSource)?;
+        if encap.destination != table.mac() {
+            let group = encap.destination.0[0] & 1 != 0;
+            return Err(if group { DropReason::InnerBroadcast } else { DropReason::NotOurMac });
+        }
+        let version = match encap.ethertype {
+            ETHERTYPE_IPV4 => 4,
+            ETHERTYPE_IPV6 => 6,
+            _ => return Err(DropReason::NotIp),
+        };
+        if encap.payload.first().is_some_and(|byte| byte >> 4 != version) {
+            return Err(DropReason::MalformedInner);
+        }
+        let inner = Inner::parse(encap.payload).map_err(|_| DropReason::MalformedInner)?;
+        if !path.owns(inner.source) {
+            return Err(DropReason::SpoofedSource);
+        }
+        if !is_unicast(inner.destination) {
+            return Err(DropReason::NotUnicast);
+        }
+        let own = table.is_own(inner.destination);
+        let to_node = !own || table.is_own_tunnel_address(inner.destination);
+        if to_node && is_to_port(&inner, self.port) {
+            return Err(DropReason::VxlanInVxlan);
+        }
+        if !own {
+            return Err(DropReason::NotOurs);
+        }
+        Ok((path, inner, encap.payload))
+    }
+}
+
+/// The inner type of service after decapsulation in normal mode; `None` means drop (RFC 6040, section 4.2).
+#[inline]
+pub(super) fn combine_ecn(tos: u8, outer: u8) -> Option<u8> {
+    let ecn = match (tos & 3, outer & 3) {
+        (NOT_ECT, CE) => return None,
+        (NOT_ECT, _) => NOT_ECT,
+        (CE, _) | (_, CE) => CE,
+        (ECT_1, _) | (ECT_0, ECT_1) => ECT_1,
+        _ => ECT_0,
+    };
+    Some(tos & !3 | ecn)
+}

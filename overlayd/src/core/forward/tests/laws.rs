@@ -1,0 +1,78 @@
+//! Laws of both directions together.
+
+use super::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever node 1 sends arrives at node 2 as the same packets, each flow in order.
+    #[test]
+    fn encapsulation_and_decapsulation_are_inverse(
+        sends in proptest::collection::vec((0_u8..4, 1_usize..4000, 500_u16..1500), 1..40),
+    ) {
+        let mut frames = Vec::new();
+        let mut sequence = 0;
+        for (kind, length, size) in sends {
+            let payload: Vec<u8> = (0..length).map(|at| at as u8 ^ kind).collect();
+            frames.push(match kind {
+                0 => {
+                    sequence += length as u32;
+                    tcp_super(sequence - length as u32, size, &payload)
+                }
+                1 => frame(&udp_from(7000 + size % 4, "fd00:1::5", "fd00:2::5", 53, &payload[..length.min(1400)])),
+                2 => frame(&packet("10.244.1.5", "10.244.2.5", 1, &payload[..length.min(1400)])),
+                _ => frame(&udp_from(7000 + size % 4, "10.244.1.5", "10.244.2.5", 53, &payload[..length.min(1400)])),
+            });
+        }
+        let mut written = Vec::new();
+        for batch in encap(&frames) {
+            written.extend(decap(batch.ecn, &batch.datagrams));
+        }
+        prop_assert_eq!(by_flow(&written), by_flow(&frames));
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        inputs in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..150), any::<bool>()), 1..30),
+        ecn: u8,
+    ) {
+        let (table, _book) = table(2);
+        let (mut egress, mut ingress) = (Egress::new(0), Ingress::new(7));
+        ingress.set_mtu(60);
+        for (input, real) in inputs {
+            let mut datagram = input.clone();
+            if real {
+                datagram = good();
+                for pair in input.chunks_exact(2).take(4) {
+                    let at = usize::from(pair[0]) % datagram.len();
+                    datagram[at] = pair[1];
+                }
+            }
+            let _ = ingress.push(&table, 0, ip("192.0.2.1"), ecn, &datagram, &mut |_| {});
+            let _ = egress.push(&table, 0, &input, &mut |_| {});
+            let _ = egress.push(&table, 0, &frame(datagram.get(ENCAP_LEN..).unwrap_or_default()), &mut |_| {});
+            split(&input, &mut |_| {});
+        }
+        ingress.flush(&mut |_| {});
+        egress.flush(&mut |_| {});
+    }
+}
+
+type FlowKey = (IpAddr, u8, Option<(u16, u16)>);
+
+/// The plain packets of each flow, in order, without what an unfragmentable packet's identification says.
+fn by_flow(frames: &[Vec<u8>]) -> BTreeMap<FlowKey, Vec<Vec<u8>>> {
+    let mut flows: BTreeMap<_, Vec<Vec<u8>>> = BTreeMap::new();
+    for frame in frames {
+        split(frame, &mut |frame| {
+            let mut packet = frame[VNET_LEN..].to_vec();
+            let inner = Inner::parse(&packet).expect("sound");
+            if inner.is_v4() {
+                packet[4..6].fill(0);
+                packet[10..12].fill(0);
+            }
+            flows.entry((inner.source, inner.protocol, inner.ports)).or_default().push(packet);
+        });
+    }
+    flows
+}
