@@ -243,6 +243,7 @@ fn portmap_and_bandwidth_follow_in_the_chain() {
     let (node, client) = (lab.node(1), lab.node(2));
     let reference = cni_plugins().unwrap();
     // What cnitool remembers stays in the lab.
+    assert!(on_path("nft"), "portmap needs the program nft: install the package nftables");
     node.command("mount").args(["-t", "tmpfs", "tmpfs", "/var/lib"]).run();
     node.command("mkdir").args(["/run/bin", "/run/conf"]).run();
     let shim = tests::binaries::Binaries::build().unwrap().cni_shim();
@@ -342,4 +343,13 @@ fn status_says_that_no_address_is_left() {
     assert!(code == 50 && message.contains("10.244.1.0/30"), "{code} {message}");
     done(&cni.call("DEL"));
     tests::eventually("there is room again", Duration::from_secs(20), || cni.call("STATUS").success());
+}
+
+/// Whether there is such a program.
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // As in a root shell, whatever the path of the test's caller is.
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into()])
+        .any(|directory| directory.join(program).is_file())
 }
