@@ -165,6 +165,8 @@ fn traffic_flows_with_every_tunnel_setting_changed() {
         "--spin",
         "0",
     ]);
+    // 2 queues of 500 packets of 64 KiB.
+    a.wait_log("queue_memory_mib=62");
     let sniffer = b.sniff("eth0");
     assert_traffic(&a, &b);
     let status = a.status();

@@ -17,7 +17,12 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_millis(500);
 /// Runs the daemon.
 pub(super) fn run(config: Config) -> Result<()> {
     start_log(&config)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "overlayd starts");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %config.node_name,
+        queue_memory_mib = config.queue_memory() >> 20,
+        "overlayd starts; its queues may hold that much kernel memory"
+    );
     let lock = control::acquire(&config.run_dir, control::LOCK_WAIT)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EDGE_THREADS)

@@ -53,7 +53,7 @@ pub struct Config {
     pub masquerade_fully_random: bool,
     /// `masquerade_mark`: kube-proxy's mark bit, default 0x4000; 0 turns the check off.
     pub masquerade_mark: u32,
-    /// `forward_accept`: insert two tagged accept rules into a foreign FORWARD chain whose policy drops, default false.
+    /// `forward_accept`: insert tagged accept rules into a foreign FORWARD chain whose policy drops, default false.
     pub forward_accept: bool,
     /// `workers`: threads, TUN queues and sockets; default: CPUs, at most 4 (an argument of [`Config::resolve`]).
     pub workers: usize,

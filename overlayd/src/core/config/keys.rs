@@ -106,7 +106,7 @@ pub const KEYS: &[Key] = &[
         name: "forward_accept",
         value: "BOOL",
         default: "false",
-        help: "Insert two tagged accept rules into a foreign FORWARD chain whose policy is drop.",
+        help: "Insert tagged accept rules into a foreign FORWARD chain whose policy is drop.",
     },
     Key {
         name: "workers",
