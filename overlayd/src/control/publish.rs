@@ -1,7 +1,6 @@
 //! Writes the snapshot that status, readiness and metrics are read from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::Control;
@@ -10,6 +9,7 @@ use crate::core::leases::Leases;
 use crate::core::status::{
     ConflictStatus, LeaseStatus, PeerStatus, RefusedStatus, SilenceWatch, Status, age,
 };
+use crate::core::table::PeerTraffic;
 
 /// One watch per peer.
 #[derive(Debug, Default)]
@@ -77,8 +77,9 @@ impl Control {
         let path_mtus = self.believed_path_mtus();
         let mut peers = Vec::with_capacity(self.cluster.peers.len());
         for peer in &self.cluster.peers {
-            let mut status = self.peer(peer, now, &path_mtus);
             let traffic = self.tunnel.counters().peers.get(&peer.name).map(|counters| counters.sum());
+            let mtu = self.peer_mtu(peer, &path_mtus).unwrap_or(0);
+            let mut status = peer_status(peer, mtu, traffic.unwrap_or_default(), now);
             let watch = self.silence.0.entry(peer.name.clone()).or_default();
             let underlay = status.underlay.join(" or ");
             status.trouble =
@@ -86,26 +87,6 @@ impl Control {
             peers.push(status);
         }
         peers
-    }
-
-    fn peer(&self, peer: &Peer, now: Duration, path_mtus: &BTreeMap<IpAddr, u32>) -> PeerStatus {
-        let traffic = self.tunnel.counters().peers.get(&peer.name).map(|counters| counters.sum());
-        let traffic = traffic.unwrap_or_default();
-        let age_ms = |last_ms: Option<u64>| last_ms.map(|last| milliseconds(now).saturating_sub(last));
-        let underlay: BTreeSet<String> = peer.paths.iter().map(|path| path.underlay.to_string()).collect();
-        PeerStatus {
-            name: peer.name.clone(),
-            underlay: underlay.into_iter().collect(),
-            pod_cidrs: peer.paths.iter().flat_map(|path| texts(&path.pod_cidrs)).collect(),
-            mtu: self.peer_mtu(peer, path_mtus).unwrap_or(0),
-            tx_packets: traffic.tx.packets,
-            tx_bytes: traffic.tx.bytes,
-            tx_age_ms: age_ms(traffic.tx.last_ms),
-            rx_packets: traffic.rx.packets,
-            rx_bytes: traffic.rx.bytes,
-            rx_age_ms: age_ms(traffic.rx.last_ms),
-            trouble: None,
-        }
     }
 
     fn refused(&self) -> Vec<RefusedStatus> {
@@ -152,6 +133,25 @@ impl Control {
         };
         let trouble = self.source.trouble.as_ref().map(|trouble| format!(", now in trouble: {trouble}"));
         format!("file {}, {read}{}", path.display(), trouble.unwrap_or_default())
+    }
+}
+
+/// What is told of one peer, apart from trouble. `now` is time since the datapath's epoch.
+fn peer_status(peer: &Peer, mtu: u32, traffic: PeerTraffic, now: Duration) -> PeerStatus {
+    let age_ms = |last_ms: Option<u64>| last_ms.map(|last| milliseconds(now).saturating_sub(last));
+    let underlay: BTreeSet<String> = peer.paths.iter().map(|path| path.underlay.to_string()).collect();
+    PeerStatus {
+        name: peer.name.clone(),
+        underlay: underlay.into_iter().collect(),
+        pod_cidrs: peer.paths.iter().flat_map(|path| texts(&path.pod_cidrs)).collect(),
+        mtu,
+        tx_packets: traffic.tx.packets,
+        tx_bytes: traffic.tx.bytes,
+        tx_age_ms: age_ms(traffic.tx.last_ms),
+        rx_packets: traffic.rx.packets,
+        rx_bytes: traffic.rx.bytes,
+        rx_age_ms: age_ms(traffic.rx.last_ms),
+        trouble: None,
     }
 }
 
