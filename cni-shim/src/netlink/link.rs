@@ -2,17 +2,57 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
-    Prop,
+use libc::{
+    IFLA_ADDRESS, IFLA_ALT_IFNAME, IFLA_EXT_MASK, IFLA_GROUP, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_DATA,
+    IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU, IFLA_NET_NS_FD, IFLA_PROP_LIST, IFLA_TXQLEN,
 };
+use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use wire::packet::MacAddr;
 
+use super::attribute::{self, Attributes};
 use super::{Message, Netlink, NetlinkError};
 
 /// `RTM_NEWLINKPROP` of `linux/rtnetlink.h`.
 const RTM_NEWLINKPROP: u16 = 108;
+
+// `VETH_INFO_PEER` of `linux/veth.h`; `IFLA_VXLAN_ID` and `IFLA_VXLAN_PORT` of `linux/if_link.h`.
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_PORT: u16 = 15;
+
+/// `RTEXT_FILTER_SKIP_STATS` of `linux/rtnetlink.h`: counters are most of a link's description.
+const SKIP_STATS: u32 = 1 << 3;
+
+/// What is said about a link.
+#[derive(Debug, Default)]
+struct LinkRequest {
+    header: LinkHeader,
+    attributes: Attributes,
+}
+
+impl LinkRequest {
+    /// About the link of this index.
+    fn of(index: u32) -> Self {
+        Self { header: LinkHeader { index, ..LinkHeader::default() }, attributes: Attributes::default() }
+    }
+
+    fn with(self, add: impl FnOnce(Attributes) -> Attributes) -> Self {
+        Self { attributes: add(self.attributes), ..self }
+    }
+}
+
+impl Emitable for LinkRequest {
+    fn buffer_len(&self) -> usize {
+        self.header.buffer_len() + self.attributes.len()
+    }
+
+    fn emit(&self, buffer: &mut [u8]) {
+        let (header, attributes) = buffer.split_at_mut(self.header.buffer_len());
+        self.header.emit(header);
+        attributes.copy_from_slice(self.attributes.as_slice());
+    }
+}
 
 /// A network device as the kernel reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,9 +110,8 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        self.dump(&Message { kind: libc::RTM_GETLINK, body: message }, format_args!("list links"), link)
+        let body = LinkRequest::default().with(|all| all.host32(IFLA_EXT_MASK, SKIP_STATS));
+        self.dump(&Message { kind: libc::RTM_GETLINK, body }, format_args!("list links"), link)
     }
 
     /// One link by name, or `None`.
@@ -80,10 +119,9 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let message = Message { kind: libc::RTM_GETLINK, body: message };
+        let body =
+            LinkRequest::default().with(|all| all.text(IFLA_IFNAME, name).host32(IFLA_EXT_MASK, SKIP_STATS));
+        let message = Message { kind: libc::RTM_GETLINK, body };
         match self.get(&message, format_args!("read link {name}"), link) {
             // The kernel finds alternative names too: such a link is another one.
             Ok(found) => Ok(found.filter(|link| link.name == name)),
@@ -97,12 +135,10 @@ impl Netlink {
     /// # Errors
     /// `ENODEV` if it is gone.
     pub fn link_is_running(&mut self, index: u32) -> Result<bool, NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        let message = Message { kind: libc::RTM_GETLINK, body: message };
+        let body = LinkRequest::of(index).with(|all| all.host32(IFLA_EXT_MASK, SKIP_STATS));
+        let message = Message { kind: libc::RTM_GETLINK, body };
         let found = self.get(&message, format_args!("read link {index}"), |payload| {
-            LinkMessage::parse(payload).ok().map(|message| message.header.flags.contains(LinkFlags::Running))
+            LinkHeader::parse(payload).ok().map(|header| header.flags.contains(LinkFlags::Running))
         });
         Ok(found?.unwrap_or(false))
     }
@@ -112,26 +148,26 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` if either name is taken.
     pub fn create_veth(&mut self, spec: &VethSpec<'_>) -> Result<(), NetlinkError> {
-        let mut peer = LinkMessage::default();
-        peer.attributes = vec![
-            LinkAttribute::IfName(spec.pod_name.to_owned()),
-            LinkAttribute::Address(spec.pod_mac.0.to_vec()),
-            LinkAttribute::Mtu(spec.mtu),
-            LinkAttribute::NetNsFd(spec.pod_netns.as_raw_fd()),
-        ];
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(spec.host_name.to_owned()),
-            LinkAttribute::Address(spec.host_mac.0.to_vec()),
-            LinkAttribute::Mtu(spec.mtu),
-            LinkAttribute::Group(spec.group),
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Veth),
-                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-            ]),
-        ];
+        let peer = Attributes::default()
+            .text(IFLA_IFNAME, spec.pod_name)
+            .raw(IFLA_ADDRESS, &spec.pod_mac.0)
+            .host32(IFLA_MTU, spec.mtu)
+            .raw(IFLA_NET_NS_FD, &spec.pod_netns.as_raw_fd().to_ne_bytes());
+        // The peer is described by a link message of its own, header included.
+        let mut described = vec![0; LinkHeader::default().buffer_len()];
+        described.extend(peer.bytes());
+        let info = Attributes::default()
+            .text(IFLA_INFO_KIND, "veth")
+            .nested(IFLA_INFO_DATA, &Attributes::default().raw(VETH_INFO_PEER, &described));
+        let body = LinkRequest::default().with(|all| {
+            all.text(IFLA_IFNAME, spec.host_name)
+                .raw(IFLA_ADDRESS, &spec.host_mac.0)
+                .host32(IFLA_MTU, spec.mtu)
+                .host32(IFLA_GROUP, spec.group)
+                .nested(IFLA_LINKINFO, &info)
+        });
         let what = format_args!("create veth pair {} and {}", spec.host_name, spec.pod_name);
-        self.request(&Message { kind: libc::RTM_NEWLINK, body: message }, NLM_F_CREATE | NLM_F_EXCL, what)
+        self.request(&Message { kind: libc::RTM_NEWLINK, body }, NLM_F_CREATE | NLM_F_EXCL, what)
     }
 
     /// Sets `IFLA_IFALIAS`.
@@ -139,7 +175,7 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_alias(&mut self, index: u32, alias: &str) -> Result<(), NetlinkError> {
-        self.set_link(index, LinkAttribute::IfAlias(alias.to_owned()), format_args!("alias"))
+        self.set_link(index, |all| all.raw(IFLA_IFALIAS, alias.as_bytes()), format_args!("alias"))
     }
 
     /// Adds an alternative name.
@@ -147,11 +183,10 @@ impl Netlink {
     /// # Errors
     /// `EEXIST` if a link has it.
     pub fn add_link_altname(&mut self, index: u32, name: &str) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.push(LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())]));
+        let property = Attributes::default().text(IFLA_ALT_IFNAME, name);
+        let body = LinkRequest::of(index).with(|all| all.nested(IFLA_PROP_LIST, &property));
         self.request(
-            &Message { kind: RTM_NEWLINKPROP, body: message },
+            &Message { kind: RTM_NEWLINKPROP, body },
             NLM_F_CREATE | NLM_F_EXCL,
             format_args!("add alternative name {name} to link {index}"),
         )
@@ -162,16 +197,11 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_up(&mut self, index: u32, up: bool) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.header.change_mask = LinkFlags::Up;
-        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        let mut body = LinkRequest::of(index);
+        body.header.change_mask = LinkFlags::Up;
+        body.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
         let state = if up { "up" } else { "down" };
-        self.request(
-            &Message { kind: libc::RTM_SETLINK, body: message },
-            0,
-            format_args!("set link {index} {state}"),
-        )
+        self.request(&Message { kind: libc::RTM_SETLINK, body }, 0, format_args!("set link {index} {state}"))
     }
 
     /// Sets the MTU in bytes.
@@ -179,7 +209,7 @@ impl Netlink {
     /// # Errors
     /// See [`NetlinkError`].
     pub fn set_link_mtu(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
-        self.set_link(index, LinkAttribute::Mtu(mtu), format_args!("mtu {mtu}"))
+        self.set_link(index, |all| all.host32(IFLA_MTU, mtu), format_args!("mtu {mtu}"))
     }
 
     /// Sets the transmit queue's length in packets.
@@ -189,7 +219,7 @@ impl Netlink {
     pub fn set_link_tx_queue_len(&mut self, index: u32, packets: u32) -> Result<(), NetlinkError> {
         self.set_link(
             index,
-            LinkAttribute::TxQueueLen(packets),
+            |all| all.host32(IFLA_TXQLEN, packets),
             format_args!("transmit queue length {packets}"),
         )
     }
@@ -199,10 +229,8 @@ impl Netlink {
     /// # Errors
     /// `ENODEV` if it is gone.
     pub fn delete_link(&mut self, index: u32) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
         self.request(
-            &Message { kind: libc::RTM_DELLINK, body: message },
+            &Message { kind: libc::RTM_DELLINK, body: LinkRequest::of(index) },
             0,
             format_args!("delete link {index}"),
         )
@@ -211,72 +239,107 @@ impl Netlink {
     fn set_link(
         &mut self,
         index: u32,
-        attribute: LinkAttribute,
+        attribute: impl FnOnce(Attributes) -> Attributes,
         what: std::fmt::Arguments<'_>,
     ) -> Result<(), NetlinkError> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes.push(attribute);
+        let body = LinkRequest::of(index).with(attribute);
         self.request(
-            &Message { kind: libc::RTM_SETLINK, body: message },
+            &Message { kind: libc::RTM_SETLINK, body },
             0,
             format_args!("set {what} of link {index}"),
         )
     }
 }
 
+/// A link from its description; `None` if that is no link's.
 fn link(payload: &[u8]) -> Option<Link> {
-    let message = LinkMessage::parse(payload).ok()?;
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        kind: String::new(),
-        mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
-        loopback: message.header.flags.contains(LinkFlags::Loopback),
-        mac: None,
-        group: 0,
-        alias: None,
-        altnames: Vec::new(),
-        tx_queue_len: 0,
-        vxlan_port: None,
-        vxlan_vni: None,
-    };
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(MacAddr),
-            LinkAttribute::Group(group) => link.group = group,
-            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
-            LinkAttribute::PropList(properties) => {
-                link.altnames.extend(properties.into_iter().filter_map(|property| match property {
-                    Prop::AltIfName(name) => Some(name),
-                    _ => None,
-                }));
-            }
-            LinkAttribute::TxQueueLen(packets) => link.tx_queue_len = packets,
-            LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.read_info(info)),
-            _ => {}
-        }
-    }
-    Some(link)
+    let header = LinkHeader::parse(payload).ok()?;
+    let attributes = payload.get(header.buffer_len()..)?;
+    let info = attribute::find(attributes, IFLA_LINKINFO).unwrap_or_default();
+    let kind = attribute::text(info, IFLA_INFO_KIND).unwrap_or_default();
+    let properties = attribute::find(attributes, IFLA_PROP_LIST).unwrap_or_default();
+    let vxlan = attribute::find(info, IFLA_INFO_DATA).filter(|_| kind == "vxlan").unwrap_or_default();
+    let number = |kind| attribute::host32(attributes, kind).unwrap_or(0);
+    Some(Link {
+        index: header.index,
+        name: attribute::text(attributes, IFLA_IFNAME)?,
+        mtu: number(IFLA_MTU),
+        up: header.flags.contains(LinkFlags::Up),
+        loopback: header.flags.contains(LinkFlags::Loopback),
+        mac: attribute::find(attributes, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()).map(MacAddr),
+        group: number(IFLA_GROUP),
+        alias: attribute::text(attributes, IFLA_IFALIAS),
+        altnames: attribute::each(properties)
+            .filter(|(kind, _)| *kind == IFLA_ALT_IFNAME)
+            .map(|(_, name)| attribute::until_nul(name))
+            .collect(),
+        tx_queue_len: number(IFLA_TXQLEN),
+        vxlan_port: attribute::find(vxlan, IFLA_VXLAN_PORT)
+            .and_then(|port| port.try_into().ok())
+            .map(u16::from_be_bytes),
+        vxlan_vni: attribute::host32(vxlan, IFLA_VXLAN_ID),
+        kind,
+    })
 }
 
-impl Link {
-    fn read_info(&mut self, info: &LinkInfo) {
-        match info {
-            LinkInfo::Kind(kind) => self.kind = kind.to_string(),
-            LinkInfo::Data(InfoData::Vxlan(attributes)) => {
-                for attribute in attributes {
-                    match attribute {
-                        InfoVxlan::Port(port) => self.vxlan_port = Some(*port),
-                        InfoVxlan::Id(vni) => self.vxlan_vni = Some(*vni),
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(attributes: Attributes) -> Vec<u8> {
+        let mut request = LinkRequest::of(7).with(|_| attributes);
+        request.header.flags = LinkFlags::Up;
+        let mut bytes = vec![0xff; request.buffer_len()];
+        request.emit(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_description_reads_back() {
+        let vxlan =
+            Attributes::default().host32(IFLA_VXLAN_ID, 9).raw(IFLA_VXLAN_PORT, &8472_u16.to_be_bytes());
+        let info = Attributes::default().text(IFLA_INFO_KIND, "vxlan").nested(IFLA_INFO_DATA, &vxlan);
+        let names = Attributes::default().text(IFLA_ALT_IFNAME, "one").text(IFLA_ALT_IFNAME, "two");
+        let bytes = described(
+            Attributes::default()
+                .text(IFLA_IFNAME, "vx0")
+                .raw(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1])
+                .host32(IFLA_MTU, 1450)
+                .host32(IFLA_GROUP, 5)
+                .host32(IFLA_TXQLEN, 1000)
+                .text(IFLA_IFALIAS, "whose")
+                .nested(IFLA_PROP_LIST, &names)
+                .nested(IFLA_LINKINFO, &info),
+        );
+        let expected = Link {
+            index: 7,
+            name: "vx0".into(),
+            kind: "vxlan".into(),
+            mtu: 1450,
+            up: true,
+            loopback: false,
+            mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
+            group: 5,
+            alias: Some("whose".into()),
+            altnames: vec!["one".into(), "two".into()],
+            tx_queue_len: 1000,
+            vxlan_port: Some(8472),
+            vxlan_vni: Some(9),
+        };
+        assert_eq!(link(&bytes), Some(expected));
+    }
+
+    #[test]
+    fn what_is_not_ethernet_or_has_no_kind_is_a_link_too() {
+        let bytes = described(Attributes::default().text(IFLA_IFNAME, "tun0").raw(IFLA_ADDRESS, &[]));
+        let found = link(&bytes).unwrap();
+        assert_eq!((found.name.as_str(), found.mac, found.kind.as_str()), ("tun0", None, ""));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_link_or_none(bytes in proptest::collection::vec(0u8.., 0..200)) {
+            let _ = link(&bytes);
         }
     }
 }

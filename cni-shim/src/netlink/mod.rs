@@ -3,6 +3,7 @@
 //! A socket belongs to the network namespace of the thread that opened it, for ever.
 
 mod address;
+pub mod attribute;
 mod link;
 mod neighbour;
 mod route;

@@ -3,10 +3,10 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::attribute::{self, Attributes};
 use super::expression::address;
 use super::netfilter::{CONNTRACK, Message, Netfilter, errno};
 use crate::core::plan::ruleset::{Range, covers};
+use cni_shim::netlink::attribute::{self, Attributes};
 
 /// `IPCTNL_MSG_CT_GET` and `_DELETE`.
 const GET: u8 = 1;

@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 
-use super::attribute::{self, Attributes};
 use crate::core::plan::ruleset::{Device, Family, Membership, Part};
+use cni_shim::netlink::attribute::{self, Attributes};
 
 /// `NFT_REG_1`; `NFT_REG_VERDICT` is 0.
 const REGISTER: u32 = 1;

@@ -4,7 +4,6 @@
 //! Operations can be repeated: deleting what is gone is success, and adding what is there is success if a fresh
 //! read shows that it is ours.
 
-mod attribute;
 mod conntrack;
 mod expression;
 mod netfilter;

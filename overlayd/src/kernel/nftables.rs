@@ -2,12 +2,12 @@
 
 use std::io;
 
-use super::attribute::{self, Attributes};
 use super::expression;
 use super::netfilter::{APPEND, CREATE, Message, NFTABLES, Netfilter, errno};
 use crate::core::plan::ruleset::{
     Chain, ChainName, FORWARD_TAG, Family, ForwardChain, Part, Range, Rule, Ruleset, Set, TABLE, TableFamily,
 };
+use cni_shim::netlink::attribute::{self, Attributes};
 
 /// `enum nf_tables_msg_types`.
 const NEW_TABLE: u8 = 0;
@@ -379,7 +379,7 @@ fn new_elements(set: &Set) -> Vec<Message> {
     let mut list = Attributes::default();
     let mut count = 0;
     let mut flush = |list: &Attributes| {
-        if list.len() > 0 {
+        if !list.is_empty() {
             let body = Attributes::default().text(IN_TABLE, TABLE).text(ELEMENTS_SET, &set.name);
             messages.push(message(NEW_ELEMENTS, CREATE, body.nested(ELEMENTS_LIST, list)));
         }
