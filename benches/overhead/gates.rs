@@ -35,6 +35,12 @@ const fn times_one_packet(world: &'static str, gate: f64) -> Gate {
     Gate { world, metric: "tcp_1", against: Against::OnePacket, better: Better::Higher, gate, stretch: 6.0 }
 }
 
+/// ADD beside that of the reference plugins.
+const fn quick_add(world: &'static str) -> Gate {
+    let metric = crate::adds::RATIO;
+    Gate { world, metric, against: Against::Nothing, better: Better::Lower, gate: 0.5, stretch: 0.33 }
+}
+
 const fn lossless(world: &'static str) -> Gate {
     Gate {
         world,
@@ -46,7 +52,7 @@ const fn lossless(world: &'static str) -> Gate {
     }
 }
 
-const GATES: [Gate; 18] = [
+const GATES: [Gate; 20] = [
     more("l1", "tcp_1", 0.50, 0.65),
     more("l2", "tcp_1", 0.70, 0.80),
     more("l1", "tcp_4", 0.25, 0.33),
@@ -65,6 +71,8 @@ const GATES: [Gate; 18] = [
     less("l2", "tcp_1.cpu", 1.8, 1.5),
     times_one_packet("l1", 5.0),
     times_one_packet("l2", 3.5),
+    quick_add("l1"),
+    quick_add("l2"),
 ];
 
 /// A promise and what came of it.

@@ -4,6 +4,7 @@
 //! them, in an order drawn by lot, so that whatever the machine does meanwhile hits them alike. Figures are medians of the rounds with
 //! their range; ratios are formed within a round. A round in which programs outside the lab used the processor is marked.
 
+mod adds;
 mod compare;
 mod gates;
 mod html;
@@ -157,9 +158,15 @@ fn missing(report: &Report) -> Vec<Missing> {
             name: "flannel's udp backend".into(),
             reason: format!("{reason}; one-packet has its shape"),
         },
-        Missing { name: "CNI ADD of ptp with host-local".into(), reason: reason.into() },
     ];
     let mut metrics = report.worlds.iter().flat_map(|world| &world.metrics);
+    let is_timed = |id: &str| report.worlds.iter().any(|world| world.metric(id).is_some());
+    if is_timed(adds::OURS)
+        && !is_timed(adds::RATIO)
+        && let Err(why) = tests::go::cni_plugins()
+    {
+        missing.push(Missing { name: "CNI ADD of ptp with host-local".into(), reason: format!("{why:#}") });
+    }
     if !metrics.any(|metric| metric.id.ends_with(".syscalls")) {
         let reason = "the kernel does not let us count them: no tracefs, no raw_syscalls tracepoint, or no perf events";
         missing.push(Missing { name: "system calls".into(), reason: reason.into() });
@@ -259,7 +266,7 @@ impl Plan {
         }
         if self.cast.contenders().iter().any(|contender| contender.id == "overlayd") {
             progress.show("CNI ADD");
-            gathered.keep_adds(&stage, self.adds)?;
+            gathered.metrics.extend(adds::time(&stage.lab.node(1), self.adds)?);
             let drops = stage.lab.nodes().iter().take(2).map(|node| node.status().drops);
             let counted = drops.flatten().filter(|(_, count)| *count > 0);
             for (reason, count) in counted {
@@ -313,34 +320,6 @@ impl Gathered {
         cell.disturbed.resize(round, false);
         cell.values.push(Some(figure.value));
         cell.disturbed.push(disturbed);
-    }
-
-    /// Times the plugin, from the lab's order to start it to its end.
-    fn keep_adds(&mut self, stage: &Stage, count: usize) -> Result<()> {
-        let node = stage.lab.node(1);
-        let mut times = Vec::new();
-        for number in 0..count {
-            let call = tests::Cni::prepare(&node, &format!("add-{number}"))?;
-            let begin = Instant::now();
-            let output = call.try_call("ADD")?;
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-            if !output.success() {
-                bail!("ADD failed: {output}");
-            }
-        }
-        times.sort_by(f64::total_cmp);
-        for (id, title, share) in [("cni_add", "p50", 0.5), ("cni_add.p99", "p99", 0.99)] {
-            let value = times[((times.len() - 1) as f64 * share).round() as usize];
-            let cell = Cell { values: vec![Some(value)], disturbed: vec![false], ..Cell::default() };
-            self.metrics.push(Metric {
-                id: id.to_owned(),
-                title: format!("CNI ADD: {title}"),
-                unit: "ms".to_owned(),
-                better: report::Better::Lower,
-                cells: BTreeMap::from([("overlayd".to_owned(), cell)]),
-            });
-        }
-        Ok(())
     }
 
     fn distributions(&self) -> BTreeMap<String, BTreeMap<String, Vec<f64>>> {

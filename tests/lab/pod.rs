@@ -190,7 +190,15 @@ impl Cni {
     /// # Errors
     /// If it cannot be started or takes more than 40 s.
     pub fn try_call(&self, verb: &str) -> Result<Output> {
-        run_plugin(&self.host, &self.environment(verb), self.stdin(verb))
+        self.try_call_of("cni-shim", verb)
+    }
+
+    /// Calls another plugin, or another build of ours, in the same way.
+    ///
+    /// # Errors
+    /// If it cannot be started or takes more than 40 s.
+    pub fn try_call_of(&self, program: &str, verb: &str) -> Result<Output> {
+        run_plugin(&self.host, program, &self.environment(verb), self.stdin(verb))
     }
 
     /// Starts the plugin and leaves it running, for tests that kill it.

@@ -115,8 +115,13 @@ impl Host {
 }
 
 /// Runs a plugin-like program: environment and standard input given, exit and output taken.
-pub(crate) fn run_plugin(host: &Host, env: &[(&str, String)], stdin: String) -> Result<Output> {
-    let mut command = host.command("cni-shim").stdin(stdin).deadline(Duration::from_secs(40));
+pub(crate) fn run_plugin(
+    host: &Host,
+    program: &str,
+    env: &[(&str, String)],
+    stdin: String,
+) -> Result<Output> {
+    let mut command = host.command(program).stdin(stdin).deadline(Duration::from_secs(40));
     for (key, value) in env {
         command = command.env(key, value);
     }
