@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
+pub use wire::tag::DEFAULT_SOCKET;
 use wire::tag::{is_identifier, is_interface_name};
 
 use crate::environment::Target;
 use crate::error::{CniError, Code};
 use crate::version::Version;
-
-/// Where the daemon listens unless `socket` says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/overlayd/cni.sock";
 
 /// Largest configuration in bytes. A long `prevResult` of a chain is a few KiB.
 pub const SIZE_LIMIT: u64 = 1024 * 1024;

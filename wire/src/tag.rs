@@ -40,6 +40,9 @@ pub const ALIAS_LIMIT: usize = 255;
 /// Longest interface name in bytes: `IFNAMSIZ` (`<linux/if.h>`) less the terminator.
 pub const IFNAME_LIMIT: usize = 15;
 
+/// Where the daemon listens, and the plugin looks for it, unless their configurations say otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/overlayd/cni.sock";
+
 const ALIAS_PREFIX: &str = "overlayd:";
 
 /// Whether this is a network name or container id by the CNI specification: an ASCII letter or digit,

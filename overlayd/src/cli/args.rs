@@ -13,6 +13,9 @@ const DEFAULT_FILE: &str = "/etc/overlayd/config.yaml";
 /// The settings that `status` and `cleanup` need too.
 const PLACE_KEYS: &[&str] = &["device", "run_dir"];
 
+/// The settings that say where the container runtime keeps its things.
+const RUNTIME_KEYS: &[&str] = &["cni_conf_dir", "cni_bin_dir"];
+
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line or configuration; \
 3 `status`: the daemon does not answer.";
 
@@ -26,7 +29,7 @@ pub(super) fn command() -> Command {
     let status = Command::new("status")
         .about("Print what the daemon of this node does and what is wrong; answers within a second")
         .arg(config_arg())
-        .args(place_args())
+        .args(key_args(PLACE_KEYS))
         .arg(
             Arg::new("output")
                 .short('o')
@@ -35,22 +38,42 @@ pub(super) fn command() -> Command {
                 .default_value("text")
                 .help("For people or for machines"),
         );
+    let install = Command::new("install")
+        .about("Put the CNI plugin into the container runtime's directory of plugins, as `overlayd`")
+        .arg(config_arg())
+        .args(key_args(&["cni_bin_dir"]))
+        .arg(
+            Arg::new("plugin")
+                .long("plugin")
+                .value_name("PATH")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("The plugin [default: cni-shim beside this program]"),
+        );
+    let uninstall = Command::new("uninstall")
+        .about("Remove network configuration and plugin from the container runtime, and what cleanup removes")
+        .arg(config_arg())
+        .args(key_args(PLACE_KEYS))
+        .args(key_args(RUNTIME_KEYS))
+        .arg(with_pods_arg())
+        .arg(
+            Arg::new("stay")
+                .long("stay")
+                .action(ArgAction::SetTrue)
+                .help("Do not end when done, but wait for SIGTERM: for a DaemonSet"),
+        );
     let cleanup = Command::new("cleanup")
         .about("Remove everything that overlayd made on this node, and nothing else")
         .arg(config_arg())
-        .args(place_args())
-        .arg(
-            Arg::new("with-pods")
-                .long("with-pods")
-                .action(ArgAction::SetTrue)
-                .help("Also cut off pods that are still attached"),
-        );
+        .args(key_args(PLACE_KEYS))
+        .arg(with_pods_arg());
     Command::new("overlayd")
         .about("The node daemon of a user-space VXLAN overlay network")
         .version(env!("CARGO_PKG_VERSION"))
         .after_help(EXIT_CODES)
         .subcommand(run)
         .subcommand(status)
+        .subcommand(install)
+        .subcommand(uninstall)
         .subcommand(cleanup)
         .subcommand(Command::new("version").about("Print the version"))
 }
@@ -64,8 +87,15 @@ fn config_arg() -> Arg {
         .help(format!("Configuration file [default: {DEFAULT_FILE} if it exists]"))
 }
 
-fn place_args() -> impl Iterator<Item = Arg> {
-    KEYS.iter().filter(|key| PLACE_KEYS.contains(&key.name)).map(key_arg)
+fn key_args(names: &'static [&str]) -> impl Iterator<Item = Arg> {
+    KEYS.iter().filter(|key| names.contains(&key.name)).map(key_arg)
+}
+
+fn with_pods_arg() -> Arg {
+    Arg::new("with-pods")
+        .long("with-pods")
+        .action(ArgAction::SetTrue)
+        .help("Also cut off pods that are still attached")
 }
 
 fn key_arg(key: &Key) -> Arg {

@@ -1,14 +1,17 @@
-//! Operator verbs: `run`, `status`, `cleanup`, `version`.
+//! Operator verbs: `run`, `status`, `install`, `uninstall`, `cleanup`, `version`.
 //!
 //! Exit codes: 0 done; 1 failed; 2 wrong command line or configuration; 3 `status`: the daemon does not answer.
 
 mod args;
 mod cleanup;
 mod client;
+mod install;
 mod run;
 mod status;
 mod text;
+mod uninstall;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ArgMatches;
@@ -29,10 +32,16 @@ pub fn main() -> ExitCode {
     match matches.subcommand() {
         Some(("run", matches)) => with_config(matches, |config| exit_code(run::run(config))),
         Some(("status", matches)) => look(matches),
+        Some(("install", matches)) => {
+            let plugin = matches.get_one::<PathBuf>("plugin").map(PathBuf::as_path);
+            with_config(matches, |config| exit_code(install::install(&config, plugin)))
+        }
+        Some(("uninstall", matches)) => with_config(matches, |config| {
+            let done = uninstall::uninstall(&config, pods(matches));
+            exit_code(done.and_then(|()| if matches.get_flag("stay") { uninstall::stay() } else { Ok(()) }))
+        }),
         Some(("cleanup", matches)) => {
-            let pods =
-                if matches.get_flag("with-pods") { cleanup::Pods::CutOff } else { cleanup::Pods::Refuse };
-            with_config(matches, |config| exit_code(cleanup::cleanup(&config, pods)))
+            with_config(matches, |config| exit_code(cleanup::cleanup(&config, pods(matches))))
         }
         Some(("version", _)) => {
             print(&format!("overlayd {}\n", env!("CARGO_PKG_VERSION")));
@@ -43,6 +52,10 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn pods(matches: &ArgMatches) -> cleanup::Pods {
+    if matches.get_flag("with-pods") { cleanup::Pods::CutOff } else { cleanup::Pods::Refuse }
 }
 
 fn output(matches: &ArgMatches) -> status::Output {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::core::conflist::ConflistStatus;
 use crate::core::forward::DropReason;
 use crate::core::status::{PeerStatus, Status, age};
 
@@ -78,11 +79,26 @@ fn head(out: &mut String, status: &Status) {
         ("Addresses", or_none(&status.tunnel_addresses)),
         ("Nodes from", status.source.clone()),
         ("Offloads", offloads),
+        (
+            "Runtime",
+            status.conflist.as_ref().map_or_else(|| "no network configuration to keep".to_owned(), runtime),
+        ),
         ("Kernel", kernel),
     ];
     for (name, value) in rows {
         let _ = writeln!(out, "{name:<11}{}", clean(&value));
     }
+}
+
+/// The runtime's network configuration in words.
+fn runtime(conflist: &ConflistStatus) -> String {
+    let written = if conflist.written { "" } else { "NOT written: " };
+    let chained = conflist.chained.iter().map(|name| format!(", with {name}"));
+    let missing = match conflist.missing.as_slice() {
+        [] => String::new(),
+        missing => format!("; not installed: {}", missing.join(", ")),
+    };
+    format!("{written}{}{}{missing}", conflist.file, chained.collect::<String>())
 }
 
 fn peers(out: &mut String, peers: &[PeerStatus]) {

@@ -9,6 +9,7 @@
 //! Kernel calls are made right here: they take milliseconds, and the sockets that answer others run on other threads.
 
 mod backoff;
+mod conflist;
 mod lock;
 mod publish;
 mod reconcile;
@@ -23,11 +24,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::core::cluster::{Book, Cluster, NodeEvent, Refusal};
 use crate::core::config::Config;
+use crate::core::conflist::ConflistStatus;
 use crate::core::leases::Leases;
 use crate::core::status::Status;
 use crate::edge::{self, admin, board::Board, cni, node_file};
@@ -75,6 +77,10 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
             Some(event) = edge.nodes.recv() => control.on_nodes(event),
             Some(call) = edge.calls.recv() => control.answer(call),
             () = changed.notified() => control.on_kernel(),
+            Ok(()) = edge.conflist.changed() => {
+                let status = edge.conflist.borrow_and_update().clone();
+                control.on_conflist(status);
+            }
             Some(event) = news.rare.recv() => control.on_datapath(event),
             Some(event) = news.path_mtus.recv() => control.on_datapath(event),
             () = control.board.asked() => control.publish_due = true,
@@ -100,6 +106,7 @@ async fn wait_until(due: Option<Instant>) {
 struct Edge {
     nodes: mpsc::Receiver<NodeEvent>,
     calls: mpsc::Receiver<cni::Call>,
+    conflist: watch::Receiver<Option<ConflistStatus>>,
 }
 
 /// Tasks that end with the loop.
@@ -130,7 +137,12 @@ fn open_edge(control: &Control) -> Result<(Edge, Tasks)> {
         Some(path) => tasks.0.push(tokio::spawn(node_file::watch(path.clone(), node_sender))),
         None => tracing::warn!("no source of nodes is configured: set nodes_file"),
     }
-    Ok((Edge { nodes, calls }, tasks))
+    let (reports, conflist) = watch::channel(None);
+    if let Some(wish) = control.conflist.wish.clone() {
+        let serving = control.conflist.serving.subscribe();
+        tasks.0.push(tokio::spawn(edge::conflist::keep(wish, serving, reports)));
+    }
+    Ok((Edge { nodes, calls, conflist }, tasks))
 }
 
 /// All mutable state of the daemon.
@@ -149,6 +161,7 @@ struct Control {
     tunnel: Tunnel,
     path_mtus: BTreeMap<IpAddr, (u32, Instant)>,
     reconciler: Reconciler,
+    conflist: conflist::Attendance,
     last_error: Option<(Instant, String)>,
     silence: publish::Silence,
     publish_due: bool,
@@ -167,6 +180,7 @@ impl Control {
         let (tunnel, news) = Tunnel::new();
         let control = Self {
             reconciler: Reconciler::open(&config)?,
+            conflist: conflist::Attendance::new(&config),
             board: Arc::new(Board::new(Status::default())),
             config,
             epoch,

@@ -18,7 +18,11 @@ pub(super) struct Silence(BTreeMap<String, SilenceWatch>);
 impl Control {
     /// Publishes the snapshot.
     pub(super) fn publish(&mut self) {
-        let reasons = self.not_ready_reasons();
+        let mut reasons = self.not_ready_reasons();
+        self.conflist
+            .serving
+            .send_if_modified(|serving| std::mem::replace(serving, reasons.is_empty()) != reasons.is_empty());
+        reasons.extend(self.conflist.problem());
         let was_ready = self.board.status().ready;
         if was_ready != reasons.is_empty() {
             match reasons.is_empty() {
@@ -56,6 +60,7 @@ impl Control {
             refused: self.refused(),
             leases: self.lease_list(),
             conflicts: self.conflict_list(),
+            conflist: self.conflist.status().cloned(),
             drops: self
                 .tunnel
                 .drops()
@@ -122,7 +127,7 @@ impl Control {
             object: format!("pod address {} of the veths {}", conflict.address, conflict.veths.join(" and ")),
             remedy: "delete the pods behind all of these veths but one".to_owned(),
         });
-        foreign.chain(doubled).collect()
+        foreign.chain(doubled).chain(self.conflist.conflicts()).collect()
     }
 
     fn source_words(&self) -> String {

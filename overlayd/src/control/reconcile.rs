@@ -39,7 +39,9 @@ pub(super) struct Reconciler {
 impl Reconciler {
     pub(super) fn open(config: &Config) -> Result<Self> {
         Ok(Self {
-            kernel: Kernel::open(&config.device).context("open the sockets to the kernel")?,
+            kernel: Kernel::open(&config.device)
+                .context("open the sockets to the kernel")?
+                .with_sysctls_at(&config.sysctl_dir),
             observed: None,
             stale: true,
             due: None,

@@ -63,6 +63,14 @@ pub struct Config {
     pub spin: Duration,
     /// `run_dir`: lock, sockets, cache; default `/run/overlayd`.
     pub run_dir: PathBuf,
+    /// `cni_conf_dir`: the runtime's directory of network configurations; without it ours is nobody's business.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// `cni_bin_dir`: the runtime's directory of plugins, default `/opt/cni/bin`.
+    pub cni_bin_dir: PathBuf,
+    /// `cni_version` of the network configuration, default 1.0.0.
+    pub cni_version: String,
+    /// `sysctl_dir`: where kernel settings are written, default `/proc/sys`.
+    pub sysctl_dir: PathBuf,
     /// `admin_listen`: address of health, readiness and metrics, default `127.0.0.1:9472`; `off` turns it off.
     pub admin_listen: Option<SocketAddr>,
     /// `log`: tracing filter directives, default `info`.
@@ -165,9 +173,15 @@ impl Config {
                 layers.value("spin", |t| values::number(t, 0..=1000_u32)).unwrap_or(50).into(),
             ),
             run_dir: layers.value("run_dir", values::run_dir).unwrap_or_else(|| "/run/overlayd".into()),
+            cni_conf_dir: layers.value("cni_conf_dir", values::directory),
+            cni_bin_dir: layers
+                .value("cni_bin_dir", values::directory)
+                .unwrap_or_else(|| "/opt/cni/bin".into()),
+            cni_version: layers.value("cni_version", values::cni_version).unwrap_or_else(|| "1.0.0".into()),
+            sysctl_dir: layers.value("sysctl_dir", values::directory).unwrap_or_else(|| "/proc/sys".into()),
             admin_listen: layers
                 .value("admin_listen", values::listen)
-                .unwrap_or(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9472))),
+                .unwrap_or(Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), values::ADMIN_PORT))),
             log: layers.value("log", values::text).unwrap_or_else(|| "info".into()),
             log_format: layers.value("log_format", values::log_format).unwrap_or(LogFormat::Text),
         };
@@ -267,6 +281,10 @@ mod tests {
                 queue_length: 2000,
                 spin: Duration::from_micros(50),
                 run_dir: "/run/overlayd".into(),
+                cni_conf_dir: None,
+                cni_bin_dir: "/opt/cni/bin".into(),
+                cni_version: "1.0.0".into(),
+                sysctl_dir: "/proc/sys".into(),
                 admin_listen: Some("127.0.0.1:9472".parse().unwrap()),
                 log: "info".into(),
                 log_format: LogFormat::Text,
@@ -314,6 +332,10 @@ mod tests {
             ("queue_length", "500"),
             ("spin", "0"),
             ("run_dir", "/tmp/x"),
+            ("cni_conf_dir", "/etc/cni/net.d"),
+            ("cni_bin_dir", "/usr/libexec/cni"),
+            ("cni_version", "1.1.0"),
+            ("sysctl_dir", "/host/sys"),
             ("admin_listen", "off"),
             ("log", "debug"),
             ("log_format", "json"),
@@ -357,6 +379,10 @@ mod tests {
     fn scalars_mean_what_stands_there() {
         assert_eq!(from_file("masquerade_mark: 0x4000").unwrap().masquerade_mark, 0x4000);
         assert_eq!(from_file("admin_listen: off").unwrap().admin_listen, None);
+        let listens = |text: &str| from_file(text).unwrap().admin_listen.unwrap().to_string();
+        assert_eq!(listens("admin_listen: 192.0.2.7"), "192.0.2.7:9472");
+        assert_eq!(listens("admin_listen: '2001:db8::7'"), "[2001:db8::7]:9472");
+        assert_eq!(listens("admin_listen: '[::1]:80'"), "[::1]:80");
         assert_eq!(from_file("node_name: 007").unwrap().node_name, "007");
         assert_eq!(from_file("port: '8473'").unwrap().port, 8473);
     }
@@ -441,7 +467,11 @@ mod tests {
             "run_dir: /run/../etc",
             "admin_listen: localhost:9472",
             "admin_listen: 127.0.0.1:0",
-            "admin_listen: 127.0.0.1",
+            "admin_listen: ::1:x",
+            "cni_conf_dir: net.d",
+            "cni_bin_dir: /opt/../bin",
+            "cni_version: 0.3.1",
+            "sysctl_dir: ''",
             "cluster_cidrs: 10.0.0.0/33",
             "cluster_cidrs: 0.0.0.0/0",
             "masquerade_fully_random: yes",

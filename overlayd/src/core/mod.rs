@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod config;
+pub mod conflist;
 pub mod desired;
 pub mod forward;
 pub mod leases;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::conflist::ConflistStatus;
 use super::table::PeerTraffic;
 
 /// The whole picture. The JSON of `overlayd status -o json` is exactly this.
@@ -50,6 +51,8 @@ pub struct Status {
     pub leases: Vec<LeaseStatus>,
     /// Foreign objects in our way.
     pub conflicts: Vec<ConflictStatus>,
+    /// The runtime's network configuration, where it is ours to keep.
+    pub conflist: Option<ConflistStatus>,
     /// Dropped packets by reason; every reason is present.
     pub drops: BTreeMap<String, u64>,
     /// Kernel changes applied since the start, and failed rounds.

@@ -1,4 +1,4 @@
-//! The outside: Node file, CNI socket, admin HTTP. Asynchronous; decides nothing.
+//! The outside: Node file, CNI socket, admin HTTP, the runtime's network configuration. Asynchronous; decides nothing.
 //!
 //! Each part turns bytes from outside into a value for `control`, or a snapshot that `control` published into
 //! bytes. None of them holds state that a restart would miss.
@@ -6,8 +6,11 @@
 pub mod admin;
 pub mod board;
 pub mod cni;
+pub mod conflist;
+mod directory;
 pub mod metrics;
 pub mod node_file;
+pub mod place;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;

@@ -13,21 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 
+use super::directory;
 use crate::core::cluster::NodeEvent;
 use crate::core::node::parse_nodes;
 
 /// How often the file is looked at without a notification.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// How long the directory must be quiet before the file is read.
-const QUIET: Duration = Duration::from_millis(50);
-
-/// How long a directory that is never quiet can delay the reading.
-const LONGEST_DELAY: Duration = Duration::from_secs(1);
 
 /// Largest file in bytes: 5,000 Nodes as kubectl prints them are about 100 MB.
 const SIZE_LIMIT: u64 = 256 << 20;
@@ -39,7 +33,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<NodeEvent>) {
     let mut seen = None;
     loop {
         if watcher.is_none() {
-            watcher = subscribe(&path, &changed);
+            watcher = directory::subscribe(parent(&path), &changed);
         }
         let Some(reading) = read_if_changed(&path, &mut seen).await else { return };
         if let Some(event) = reading
@@ -48,45 +42,15 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<NodeEvent>) {
             return;
         }
         tokio::select! {
-            () = changed.notified() => settle(&changed).await,
+            () = changed.notified() => directory::settle(&changed).await,
             () = sleep(LOOK) => {}
             () = events.closed() => return,
         }
     }
 }
 
-/// Waits until no change was seen for a moment.
-async fn settle(changed: &Notify) {
-    let start = Instant::now();
-    while start.elapsed() < LONGEST_DELAY && timeout(QUIET, changed.notified()).await.is_ok() {}
-}
-
-/// `None` while the directory does not exist; tried again with each look.
-fn subscribe(path: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let changed = Arc::clone(changed);
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // Reading the file is itself an access event: to wake up for it would never end.
-    let handler = move |event: notify::Result<notify::Event>| {
-        if !event.is_ok_and(|event| is_reading(&event.kind)) {
-            changed.notify_one();
-        }
-    };
-    let mut watcher = notify::recommended_watcher(handler)
-        .inspect_err(|error| tracing::warn!(%error, "cannot watch files, looking at them every 5 s instead"))
-        .ok()?;
-    watcher
-        .watch(directory, RecursiveMode::NonRecursive)
-        .inspect_err(|error| tracing::debug!(%error, directory = %directory.display(), "cannot watch yet"))
-        .ok()?;
-    Some(watcher)
-}
-
-fn is_reading(kind: &notify::EventKind) -> bool {
-    use notify::event::{AccessKind, AccessMode, EventKind};
-    matches!(kind, EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write))
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// What identifies one content of the file, or the error of not having it.
@@ -165,6 +129,8 @@ fn read_text(path: &Path, before: Option<&Seen>) -> io::Result<(Seen, Option<Str
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use tokio::time::timeout;
 
     use super::*;
 

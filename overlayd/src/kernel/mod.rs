@@ -14,6 +14,7 @@ mod sysctl;
 mod watch;
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Instant;
 
 use cni_shim::netlink::{Netlink, NetlinkError};
@@ -71,6 +72,13 @@ impl Kernel {
             plumbing: Plumbing::default(),
             epoch: Instant::now(),
         })
+    }
+
+    /// Writes sysctls below `root`, another mount of `/proc/sys`.
+    #[must_use]
+    pub fn with_sysctls_at(mut self, root: &Path) -> Self {
+        self.sysctls = Sysctls::written_at(root);
+        self
     }
 
     /// Reads everything that carries our tag, and the facts that decisions need.

@@ -133,10 +133,34 @@ pub const KEYS: &[Key] = &[
         help: "Directory of the lock, the sockets and the cache.",
     },
     Key {
+        name: "cni_conf_dir",
+        value: "DIR",
+        default: "",
+        help: "The container runtime's directory of network configurations; ours is kept there once pods can be served.",
+    },
+    Key {
+        name: "cni_bin_dir",
+        value: "DIR",
+        default: "/opt/cni/bin",
+        help: "The container runtime's directory of plugins: where install puts ours, and where portmap and bandwidth are found.",
+    },
+    Key {
+        name: "cni_version",
+        value: "VERSION",
+        default: "1.0.0",
+        help: "cniVersion of the network configuration, 0.4.0, 1.0.0 or 1.1.0: every plugin of the chain must know it.",
+    },
+    Key {
+        name: "sysctl_dir",
+        value: "DIR",
+        default: "/proc/sys",
+        help: "Where kernel settings are written: a container can have a writable mount of /proc/sys/net at net below it.",
+    },
+    Key {
         name: "admin_listen",
-        value: "ADDRESS:PORT|off",
+        value: "ADDRESS[:PORT]|off",
         default: "127.0.0.1:9472",
-        help: "Where health, readiness and metrics are served by HTTP.",
+        help: "Where health, readiness and metrics are served by HTTP; port 9472 if none is given.",
     },
     Key {
         name: "log",

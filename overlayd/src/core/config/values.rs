@@ -104,24 +104,41 @@ pub(super) fn device(text: &str) -> Read<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn run_dir(text: &str) -> Read<PathBuf> {
+pub(super) fn directory(text: &str) -> Read<PathBuf> {
     let path = PathBuf::from(text);
     if !path.is_absolute() || path.components().any(|part| part.as_os_str() == "..") {
         return Err(format!("{text:?} is not an absolute path without '..'"));
     }
+    Ok(path)
+}
+
+/// Versions in which the runtime tells the plugin what an earlier call gave, so that DEL and CHECK know all.
+pub(super) fn cni_version(text: &str) -> Read<String> {
+    match text {
+        "0.4.0" | "1.0.0" | "1.1.0" => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is none of 0.4.0, 1.0.0 and 1.1.0")),
+    }
+}
+
+pub(super) fn run_dir(text: &str) -> Read<PathBuf> {
+    let path = directory(text)?;
     if text.len() > RUN_DIR_LIMIT {
         return Err(format!("{text:?} is longer than {RUN_DIR_LIMIT} bytes, so socket paths would not fit"));
     }
     Ok(path)
 }
 
+/// Port of the admin pages where only an address is given, as Kubernetes tells a pod its host's.
+pub(super) const ADMIN_PORT: u16 = 9472;
+
 pub(super) fn listen(text: &str) -> Read<Option<SocketAddr>> {
     if text == "off" {
         return Ok(None);
     }
-    match text.parse::<SocketAddr>() {
+    let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, ADMIN_PORT));
+    match bare.or_else(|_| text.parse::<SocketAddr>()) {
         Ok(address) if address.port() != 0 => Ok(Some(address)),
-        _ => Err(format!("{text:?} is neither an address with a port, such as 127.0.0.1:9472, nor off")),
+        _ => Err(format!("{text:?} is neither an address, with or without a port (127.0.0.1:9472), nor off")),
     }
 }
 
