@@ -347,6 +347,22 @@ fn attend(mut child: Child, channel: &OwnedFd, interactive: bool) {
     }
 }
 
+/// In a mount namespace of its own: `/proc/sys` cannot be written, and of it `net` can be written at `path`.
+pub(crate) fn contain_sysctls(path: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        .context("make the mounts ours")?;
+    fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
+    let bind = |source: &Path, target: &Path, flags| {
+        mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | flags, None::<&str>)
+            .with_context(|| format!("mount {} on {}", source.display(), target.display()))
+    };
+    let sysctls = Path::new("/proc/sys");
+    bind(&sysctls.join("net"), path, MsFlags::empty())?;
+    bind(sysctls, sysctls, MsFlags::empty())?;
+    bind(sysctls, sysctls, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)
+}
+
 /// Makes a named network namespace in this mount namespace, as a container runtime does.
 pub(crate) fn add_netns(name: &str) -> Result<()> {
     let path = Path::new("/run/netns").join(name);

@@ -56,6 +56,9 @@ enum Tool {
     Objects { device: String },
     /// Becomes this program, with no capability but one, for ever.
     Bounded {
+        /// Also make /proc/sys read-only, and its net writable here.
+        #[arg(long)]
+        sysctl_net: Option<PathBuf>,
         capability: u32,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         argv: Vec<String>,
@@ -135,7 +138,12 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Remove { path } => fs::remove_file(&path).with_context(|| format!("remove {}", path.display())),
         Tool::Dump => dump::dump(),
         Tool::Objects { device } => view::objects(&device),
-        Tool::Bounded { capability, argv } => bounded(capability, &argv),
+        Tool::Bounded { sysctl_net, capability, argv } => {
+            if let Some(path) = sysctl_net {
+                init::contain_sysctls(&path)?;
+            }
+            bounded(capability, &argv)
+        }
         Tool::NftOwn { table } => firewall::own(&table),
         Tool::FirewallApply => firewall::apply(),
         Tool::FirewallDump => firewall::dump(),

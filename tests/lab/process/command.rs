@@ -65,6 +65,15 @@ impl Command {
         self
     }
 
+    /// As [`Command::bounded`], in a mount namespace as a container runtime makes it: `/proc/sys` is read-only, and of it `net`
+    /// can be written at `net_at`.
+    pub fn contained(mut self, capability: u32, net_at: &str) -> Self {
+        let agent = self.host.core().binaries().agent().to_string_lossy().into_owned();
+        let words = [&agent, "bounded", "--sysctl-net", net_at, &capability.to_string(), "--"];
+        self.argv.splice(0..0, words.map(str::to_owned));
+        self
+    }
+
     /// How long [`Command::output`] and [`Command::run`] wait before they kill it and fail.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
