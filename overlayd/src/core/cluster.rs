@@ -15,9 +15,13 @@ use super::config::Config;
 use super::node::NodeObject;
 
 mod annotations;
+mod announcement;
+mod doubt;
 mod fold;
 
 pub use annotations::AnnotationPrefix;
+pub use announcement::{Announcement, announcement};
+pub use doubt::{Doubt, doubt};
 
 /// What a source of Node objects reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub enum NodeEvent {
     Applied(Box<NodeObject>),
     /// One node is gone.
     Deleted(String),
+    /// The source answers, and what it told stands.
+    InStep,
     /// The source cannot be read. Never means "no nodes".
     Trouble(String),
 }
@@ -102,6 +108,8 @@ pub struct Refusal {
     pub node: String,
     /// Why, in one sentence that names the offending value.
     pub reason: String,
+    /// Whether it contradicts what an older Node, or ours, claims.
+    pub is_conflict: bool,
 }
 
 /// The MAC address of a node's VTEP that announces none: a function of its name, so that every node knows
@@ -132,8 +140,33 @@ impl Book {
                 true
             }
             NodeEvent::Deleted(name) => self.nodes.remove(&name).is_some(),
-            NodeEvent::Trouble(_) => false,
+            NodeEvent::InStep | NodeEvent::Trouble(_) => false,
         }
+    }
+
+    /// Fills an empty book with what an earlier daemon knew. It serves until the first complete list.
+    pub fn seed(&mut self, nodes: Vec<NodeObject>) {
+        if !self.synced && self.nodes.is_empty() {
+            self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
+        }
+    }
+
+    /// The raw Node of this name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeObject> {
+        self.nodes.get(name)
+    }
+
+    /// How many Nodes are known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether no Node is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// Whether a complete list has been seen since the start.

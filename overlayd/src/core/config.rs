@@ -31,8 +31,12 @@ pub struct RawConfig {
 pub struct Config {
     /// `node_name`: which Node object is ours. Default: the host name (an argument of [`Config::resolve`]).
     pub node_name: String,
-    /// `nodes_file`: file of Node objects, watched.
+    /// `nodes_file`: file of Node objects, watched. Without it they come from Kubernetes.
     pub nodes_file: Option<PathBuf>,
+    /// `kubeconfig`: where the API server is and who we are; without it, the service account of our pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// `api_server`: URL of the API server, instead of what the kubeconfig or the pod's environment says.
+    pub api_server: Option<String>,
     /// `annotation_prefix`, default `overlayd.io`.
     pub annotation_prefix: String,
     /// `mode`: only island.
@@ -148,6 +152,8 @@ impl Config {
         let config = Self {
             node_name: layers.value("node_name", values::node_name).or(default_node.ok()).unwrap_or_default(),
             nodes_file: layers.value("nodes_file", values::text).map(PathBuf::from),
+            kubeconfig: layers.value("kubeconfig", values::text).map(PathBuf::from),
+            api_server: layers.value("api_server", values::api_server),
             annotation_prefix: layers
                 .value("annotation_prefix", values::annotation_prefix)
                 .unwrap_or_else(|| "overlayd.io".into()),
@@ -186,6 +192,7 @@ impl Config {
             log_format: layers.value("log_format", values::log_format).unwrap_or(LogFormat::Text),
         };
         config.check_queue_memory(machine, &mut layers);
+        check_source(&mut layers);
         let faults = layers.into_faults();
         if faults.is_empty() { Ok(config) } else { Err(faults) }
     }
@@ -215,6 +222,19 @@ impl Config {
                 mib(machine.memory),
             ),
         );
+    }
+}
+
+/// Nodes come from one place: a file, or Kubernetes.
+fn check_source(layers: &mut Layers<'_>) {
+    if !layers.has("nodes_file") {
+        return;
+    }
+    for key in ["kubeconfig", "api_server"] {
+        if layers.has(key) {
+            let problem = "contradicts nodes_file: Nodes come either from that file or from Kubernetes";
+            layers.fault(key, problem.to_owned());
+        }
     }
 }
 
@@ -266,6 +286,8 @@ mod tests {
             Config {
                 node_name: "node-a".into(),
                 nodes_file: None,
+                kubeconfig: None,
+                api_server: None,
                 annotation_prefix: "overlayd.io".into(),
                 mode: Mode::Island,
                 device: "ovl0".into(),
@@ -304,7 +326,8 @@ mod tests {
         for key in KEYS {
             // Those that depend on the machine are described, not written.
             let depends =
-                ["node_name", "mtu", "cluster_cidrs", "workers", "queue_length"].contains(&key.name);
+                ["node_name", "kubeconfig", "api_server", "mtu", "cluster_cidrs", "workers", "queue_length"]
+                    .contains(&key.name);
             if depends || key.default.is_empty() {
                 continue;
             }
@@ -318,6 +341,8 @@ mod tests {
         let values = [
             ("node_name", "other"),
             ("nodes_file", "/etc/nodes.yaml"),
+            ("kubeconfig", "/etc/kubernetes/kubelet.conf"),
+            ("api_server", "https://192.0.2.10:6443"),
             ("annotation_prefix", "flannel.alpha.coreos.com"),
             ("device", "tun7"),
             ("vni", "77"),
@@ -480,10 +505,41 @@ mod tests {
             "log: ''",
             "node_name: Node_A",
             "annotation_prefix: a/b/c",
+            "api_server: 192.0.2.10:6443",
+            "api_server: http://192.0.2.10:8080",
+            "api_server: https://",
+            "api_server: https://192.0.2.10:0",
+            "api_server: https://user@192.0.2.10",
+            "api_server: https://2001:db8::1:6443",
         ] {
             let key = bad.split(':').next().unwrap();
             assert!(fault(bad).starts_with(&format!("{key} (from file")), "{bad}");
         }
+    }
+
+    #[test]
+    fn urls_of_api_servers_are_read() {
+        for good in [
+            "https://192.0.2.10",
+            "https://192.0.2.10:6443",
+            "https://[2001:db8::1]:6443",
+            "https://api.example.com:6443/k8s/clusters/c-1",
+            "http://127.0.0.1:8001",
+            "http://[::1]:8001",
+        ] {
+            assert_eq!(
+                from_file(&format!("api_server: '{good}'")).unwrap().api_server.as_deref(),
+                Some(good)
+            );
+        }
+    }
+
+    #[test]
+    fn two_sources_of_nodes_contradict_each_other() {
+        let faults =
+            from_file("nodes_file: /a\nkubeconfig: /b\napi_server: https://192.0.2.1\n").unwrap_err();
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults.iter().all(|fault| fault.contains("contradicts nodes_file")), "{faults:?}");
     }
 
     #[test]

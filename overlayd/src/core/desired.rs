@@ -3,6 +3,7 @@
 //! The wish is derived anew each round from configuration, cluster and what the kernel shows; nothing is remembered.
 
 pub mod egress;
+mod keeping;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,5 +1,6 @@
 //! Decisions. No clock, descriptor, thread or logger is reachable from here: time is an argument.
 
+pub mod backoff;
 pub mod cluster;
 pub mod config;
 pub mod conflist;
@@ -7,6 +8,7 @@ pub mod desired;
 pub mod forward;
 pub mod leases;
 pub mod node;
+pub mod notice;
 pub mod plan;
 pub mod status;
 pub mod table;

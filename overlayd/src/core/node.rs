@@ -25,6 +25,30 @@ pub struct NodeObject {
     pub pod_cidrs: Vec<String>,
     /// `status.addresses` of type InternalIP, in order.
     pub internal_ips: Vec<String>,
+    /// Status of the condition `NetworkUnavailable` in `status.conditions`, if there is one.
+    pub network_unavailable: Option<String>,
+}
+
+/// A Node as the API server sends it, and the place in the history of the cluster that it marks.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "Document")]
+pub struct ApiNode {
+    /// What we read of it.
+    pub node: NodeObject,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+}
+
+impl TryFrom<Document> for ApiNode {
+    type Error = NodeTextError;
+
+    fn try_from(mut document: Document) -> Result<Self, NodeTextError> {
+        let version = document.metadata.as_mut().and_then(|metadata| metadata.resource_version.take());
+        Ok(Self {
+            node: document.into_node("an object of the API server")?,
+            resource_version: version.unwrap_or_default(),
+        })
+    }
 }
 
 /// Reads YAML or JSON: one Node, a List, a NodeList, or several documents of these. Other kinds are an error.
@@ -103,6 +127,8 @@ struct Metadata {
     #[serde(skip_serializing_if = "Option::is_none")]
     creation_timestamp: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    resource_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     annotations: Option<BTreeMap<String, Option<String>>>,
 }
 
@@ -118,6 +144,18 @@ struct Spec {
 struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     addresses: Option<Vec<Address>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conditions: Option<Vec<Condition>>,
+}
+
+/// The condition that we read.
+const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+
+#[derive(Default, Deserialize, Serialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    status: Option<String>,
 }
 
 #[derive(Default, Deserialize, Serialize)]
@@ -169,7 +207,11 @@ impl Document {
         if pod_cidrs.is_empty() {
             pod_cidrs.extend(spec.pod_cidr);
         }
-        let addresses = self.status.unwrap_or_default().addresses.unwrap_or_default();
+        let status = self.status.unwrap_or_default();
+        let addresses = status.addresses.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let condition =
+            conditions.into_iter().find(|condition| condition.kind.as_deref() == Some(NETWORK_UNAVAILABLE));
         let internal = addresses.into_iter().filter(|address| address.kind.as_deref() == Some("InternalIP"));
         let annotations = metadata.annotations.unwrap_or_default();
         Ok(NodeObject {
@@ -179,6 +221,7 @@ impl Document {
             annotations: annotations.into_iter().filter_map(|(key, text)| Some((key, text?))).collect(),
             pod_cidrs,
             internal_ips: internal.filter_map(|address| address.address).collect(),
+            network_unavailable: condition.and_then(|condition| condition.status),
         })
     }
 
@@ -186,6 +229,9 @@ impl Document {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let address = |ip: &String| Address { kind: Some("InternalIP".into()), address: Some(ip.clone()) };
         let annotations = node.annotations.iter().map(|(key, text)| (key.clone(), Some(text.clone())));
+        let condition = |status: &String| {
+            vec![Condition { kind: Some(NETWORK_UNAVAILABLE.into()), status: Some(status.clone()) }]
+        };
         Self {
             api_version: Some("v1".into()),
             kind: Some("Node".into()),
@@ -194,12 +240,16 @@ impl Document {
                 uid: text(&node.uid),
                 creation_timestamp: text(&node.created),
                 annotations: Some(annotations.collect()),
+                resource_version: None,
             }),
             spec: Some(Spec {
                 pod_cidr: None,
                 pod_cidrs: Some(node.pod_cidrs.iter().cloned().map(Some).collect()),
             }),
-            status: Some(Status { addresses: Some(node.internal_ips.iter().map(address).collect()) }),
+            status: Some(Status {
+                addresses: Some(node.internal_ips.iter().map(address).collect()),
+                conditions: node.network_unavailable.as_ref().map(condition),
+            }),
             items: None,
         }
     }
@@ -240,6 +290,9 @@ status:
   - {address: 192.0.2.7, type: InternalIP}
   - {address: worker-1, type: Hostname}
   - {address: "2001:db8::7", type: InternalIP}
+  conditions:
+  - {type: Ready, status: "True"}
+  - {type: NetworkUnavailable, status: "False", reason: Up}
   images: [{names: [a, b], sizeBytes: 123}]
 "#;
 
@@ -258,6 +311,7 @@ status:
             ),
             pod_cidrs: vec!["10.244.1.0/24".into(), "fd00:1::/64".into()],
             internal_ips: vec!["192.0.2.7".into(), "2001:db8::7".into()],
+            network_unavailable: Some("False".into()),
         }
     }
 
@@ -298,6 +352,15 @@ status:
     fn the_single_pod_cidr_serves_where_the_list_is_missing() {
         let node = parse_nodes("kind: Node\nmetadata: {name: a}\nspec: {podCIDR: 10.0.0.0/24}\n").unwrap();
         assert_eq!(node[0].pod_cidrs, ["10.0.0.0/24"]);
+    }
+
+    #[test]
+    fn an_object_of_the_api_server_is_read_with_its_place_in_history() {
+        let json = r#"{"kind": "Node", "metadata": {"name": "a", "resourceVersion": "17", "managedFields": [{}]},
+            "spec": {"podCIDRs": null}, "status": {"images": [{"names": ["x"], "sizeBytes": 1}], "addresses": null}}"#;
+        let node: ApiNode = serde_json::from_str(json).unwrap();
+        assert_eq!(node, ApiNode { node: bare("a"), resource_version: "17".into() });
+        assert!(serde_json::from_str::<ApiNode>(r#"{"metadata": {}}"#).is_err());
     }
 
     #[test]
@@ -344,6 +407,7 @@ status:
             annotations in prop::collection::btree_map("(?s).{0,8}", any::<String>(), 0..4),
             pod_cidrs in prop::collection::vec("[0-9a-f:./~]{0,12}", 0..3),
             internal_ips in prop::collection::vec("(true|null|~|1e3|0x1f|1\\.2|[0-9.:]{0,9})", 0..3),
+            network_unavailable in prop::option::of("(True|False|Unknown|\\PC{0,5})"),
         ) -> Vec<NodeObject> {
             let node = |name| NodeObject {
                 name,
@@ -352,6 +416,7 @@ status:
                 annotations: annotations.clone(),
                 pod_cidrs: pod_cidrs.clone(),
                 internal_ips: internal_ips.clone(),
+                network_unavailable: network_unavailable.clone(),
             };
             names.into_iter().map(node).collect()
         }

@@ -39,6 +39,9 @@ pub struct Status {
     pub tunnel_addresses: Vec<String>,
     /// Where the Nodes come from and how old they are, in words.
     pub source: String,
+    /// The same for machines.
+    #[serde(default)]
+    pub nodes: SourceStatus,
     /// Datapath workers.
     pub workers: usize,
     /// Offloads in use, by name, with "on", "off" or why it was stepped down.
@@ -57,8 +60,30 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Kernel changes applied since the start, and failed rounds.
     pub reconcile: ReconcileStatus,
+    /// Changes of the peer table.
+    #[serde(default)]
+    pub table: TableStatus,
     /// Last error in words with its age, if any.
     pub last_error: Option<String>,
+}
+
+/// How the source of Nodes does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Whether a complete list came and the source is not in trouble.
+    pub in_step: bool,
+    /// Nodes known, our own and refused ones included.
+    pub nodes: usize,
+    /// Milliseconds since its last sign of life.
+    pub heard_ms: Option<u64>,
+    /// Age in milliseconds of the cache that serves until the first list.
+    pub cached_ms: Option<u64>,
+    /// What is wrong with it, in words.
+    pub trouble: Option<String>,
+    /// For how many milliseconds something has been wrong.
+    pub trouble_ms: Option<u64>,
+    /// Why our own Node object cannot be written, in words.
+    pub announcement_trouble: Option<String>,
 }
 
 /// One peer.
@@ -130,6 +155,17 @@ pub struct ReconcileStatus {
     pub changes: u64,
     /// Conntrack entries deleted after a repair of the table.
     pub conntrack_deleted: u64,
+}
+
+/// Changes of the peer table while the datapath ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// Tables handed to the workers.
+    pub swaps: u64,
+    /// Microseconds from the news of a Node's change to the new table, the last time.
+    pub last_us: u64,
+    /// The longest that it took.
+    pub slowest_us: u64,
 }
 
 /// Packets in one direction without any in the other before we speak of trouble: one or two may be a

@@ -56,6 +56,12 @@ impl AnnotationPrefix {
         self.0 == FLANNEL
     }
 
+    /// Whether an annotation of this name is one of ours.
+    #[must_use]
+    pub fn holds(&self, key: &str) -> bool {
+        key.starts_with(&self.0)
+    }
+
     pub(super) fn get<'n>(&self, node: &'n NodeObject, suffix: &str) -> Option<&'n str> {
         node.annotations.get(&self.key(suffix)).map(|text| text.trim())
     }
@@ -63,7 +69,7 @@ impl AnnotationPrefix {
 
 /// IP version of an address, a CIDR or a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Family {
+pub(in crate::core) enum Family {
     V4,
     V6,
 }
@@ -99,26 +105,51 @@ pub(super) fn public_address(
     node: &NodeObject,
     family: Family,
 ) -> Result<Option<IpAddr>, String> {
-    let overwrite = family.suffix("public-ip-overwrite", "public-ipv6-overwrite");
-    let published = family.suffix("public-ip", "public-ipv6");
-    for suffix in [overwrite, published] {
-        if let Some(text) = prefix.get(node, suffix).filter(|text| !text.is_empty()) {
-            return annotated(prefix, suffix, text, family).map(Some);
-        }
+    if let Some(address) = overwriting_address(prefix, node, family)? {
+        return Ok(Some(address));
     }
-    internal_address(node, family)
+    let published = family.suffix("public-ip", "public-ipv6");
+    match prefix.get(node, published).filter(|text| !text.is_empty()) {
+        Some(text) => annotated(prefix, published, text, family).map(Some),
+        None => internal_address(node, family),
+    }
 }
 
-/// Where our own sockets can be bound: as [`public_address`], but not at an overwriting address, which
-/// belongs to a NAT device before us.
-pub(super) fn local_address(
+/// The address before which a NAT device stands, as an administrator published it.
+pub(in crate::core) fn overwriting_address(
     prefix: &AnnotationPrefix,
     node: &NodeObject,
     family: Family,
 ) -> Result<Option<IpAddr>, String> {
+    let suffix = family.suffix("public-ip-overwrite", "public-ipv6-overwrite");
+    let text = prefix.get(node, suffix).filter(|text| !text.is_empty());
+    text.map(|text| annotated(prefix, suffix, text, family)).transpose()
+}
+
+/// Who wrote the `public-ip` of our own node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Publisher {
+    /// The operator, in a file: it says what our address is.
+    Operator,
+    /// This daemon, into the Node object, from what follows here: it may be out of date.
+    Ourselves,
+}
+
+/// Where our own sockets can be bound: the address that an administrator chose, else the one that an administrator
+/// published, but not an overwriting one, which belongs to a NAT device before us; else the node's InternalIP.
+pub(super) fn local_address(
+    prefix: &AnnotationPrefix,
+    node: &NodeObject,
+    family: Family,
+    publisher: Publisher,
+) -> Result<Option<IpAddr>, String> {
+    let chosen = family.suffix("node-public-ip", "node-public-ipv6");
+    if let Some(text) = prefix.get(node, chosen).filter(|text| !text.is_empty()) {
+        return annotated(prefix, chosen, text, family).map(Some);
+    }
     let overwrite = prefix.get(node, family.suffix("public-ip-overwrite", "public-ipv6-overwrite"));
     let suffix = family.suffix("public-ip", "public-ipv6");
-    match prefix.get(node, suffix).filter(|text| !text.is_empty()) {
+    match prefix.get(node, suffix).filter(|text| !text.is_empty() && publisher == Publisher::Operator) {
         Some(text) if overwrite != Some(text) => annotated(prefix, suffix, text, family).map(Some),
         _ => internal_address(node, family),
     }

@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use wire::packet::MacAddr;
 
 use super::annotations::{
-    AnnotationPrefix, Family, backend_data, local_address, pod_cidrs, public_address, shorten,
+    AnnotationPrefix, Family, Publisher, backend_data, local_address, overwriting_address, pod_cidrs,
+    public_address, shorten,
 };
 use super::{Cluster, Own, Peer, PeerPath, Refusal, vtep_mac};
 use crate::core::config::Config;
@@ -109,12 +110,17 @@ impl<'a> Fold<'a> {
     }
 
     fn own_underlay(&mut self, node: &'a NodeObject, family: Family) -> Option<IpAddr> {
-        let local = local_address(&self.prefix, node, family).unwrap_or_else(|problem| {
+        let publisher =
+            if self.config.nodes_file.is_some() { Publisher::Operator } else { Publisher::Ourselves };
+        let local = local_address(&self.prefix, node, family, publisher).unwrap_or_else(|problem| {
             self.refuse(node, problem);
             None
         })?;
-        // Peers know us by the public address, so nobody else may claim it either.
-        let public = public_address(&self.prefix, node, family).ok().flatten();
+        // Peers know us by the public address, so nobody else may claim it either; one that we shall correct is no claim.
+        let public = match publisher {
+            Publisher::Operator => public_address(&self.prefix, node, family).ok().flatten(),
+            Publisher::Ourselves => overwriting_address(&self.prefix, node, family).ok().flatten(),
+        };
         for address in [Some(local), public].into_iter().flatten() {
             self.underlays.insert(key(address), &node.name);
         }
@@ -198,11 +204,11 @@ impl<'a> Fold<'a> {
         };
         let holder = self.underlays.get(&key(address)).copied();
         if let Some(holder) = holder {
-            self.refuse(node, format!("address {address} is that of {}", self.called(holder)));
+            self.refuse_conflict(node, format!("address {address} is that of {}", self.called(holder)));
             return None;
         }
         if let Some((cidr, holder)) = self.cidr_over(address) {
-            self.refuse(
+            self.refuse_conflict(
                 node,
                 format!("address {address} lies in pod CIDR {cidr} of {}", self.called(holder)),
             );
@@ -300,7 +306,7 @@ impl<'a> Fold<'a> {
             match self.judge_cidr(text) {
                 Ok(cidr) if believed.contains(&cidr) => {}
                 Ok(cidr) => match self.contradiction(cidr) {
-                    Some(reason) => self.refuse(node, reason),
+                    Some(reason) => self.refuse_conflict(node, reason),
                     None => {
                         let (family, first) = key(cidr.network());
                         self.cidrs.insert((family, first), (key(cidr.broadcast()).1, cidr, &node.name));
@@ -369,7 +375,11 @@ impl<'a> Fold<'a> {
     }
 
     fn refuse(&mut self, node: &NodeObject, reason: String) {
-        self.refused.push(Refusal { node: node.name.clone(), reason });
+        self.refused.push(Refusal { node: node.name.clone(), reason, is_conflict: false });
+    }
+
+    fn refuse_conflict(&mut self, node: &NodeObject, reason: String) {
+        self.refused.push(Refusal { node: node.name.clone(), reason, is_conflict: true });
     }
 }
 

@@ -6,15 +6,19 @@ use proptest::sample::subsequence;
 use super::*;
 use crate::core::config::{MachineFacts, RawConfig};
 
-fn config(settings: &[(&str, &str)]) -> Config {
+/// With Nodes from a file, unless the settings say otherwise.
+pub(super) fn config(settings: &[(&str, &str)]) -> Config {
     let mut values: BTreeMap<String, String> =
         settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     values.entry("node_name".into()).or_insert_with(|| "own".into());
+    if !values.contains_key("api_server") {
+        values.insert("nodes_file".into(), "/nodes.yaml".into());
+    }
     let machine = MachineFacts { hostname: "host".into(), cpus: 1, memory: 0 };
     Config::resolve(None, &BTreeMap::new(), &RawConfig { values }, &machine).unwrap()
 }
 
-fn node(name: &str, cidrs: &[&str], ips: &[&str]) -> NodeObject {
+pub(super) fn node(name: &str, cidrs: &[&str], ips: &[&str]) -> NodeObject {
     NodeObject {
         name: name.into(),
         created: "2026-01-01T00:00:00Z".into(),

@@ -45,7 +45,19 @@ pub const KEYS: &[Key] = &[
         name: "nodes_file",
         value: "PATH",
         default: "",
-        help: "File of Node objects (YAML or JSON, as kubectl prints them), watched for changes.",
+        help: "File of Node objects (YAML or JSON, as kubectl prints them), watched for changes, instead of Kubernetes.",
+    },
+    Key {
+        name: "kubeconfig",
+        value: "PATH",
+        default: "the service account of the pod",
+        help: "File that says where the API server of Kubernetes is and who we are.",
+    },
+    Key {
+        name: "api_server",
+        value: "URL",
+        default: "what the kubeconfig or the pod's environment says",
+        help: "Where the API server is, such as https://192.0.2.10:6443; for clusters whose kubernetes Service needs us first.",
     },
     Key {
         name: "annotation_prefix",

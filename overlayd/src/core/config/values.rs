@@ -1,6 +1,6 @@
 //! Readers of single values. Each answers with the value or with what is wrong and what is right.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -139,6 +139,36 @@ pub(super) fn listen(text: &str) -> Read<Option<SocketAddr>> {
     match bare.or_else(|_| text.parse::<SocketAddr>()) {
         Ok(address) if address.port() != 0 => Ok(Some(address)),
         _ => Err(format!("{text:?} is neither an address, with or without a port (127.0.0.1:9472), nor off")),
+    }
+}
+
+/// URL of an API server. Whoever reads the connection has our token, so it is encrypted but within the machine.
+pub(super) fn api_server(text: &str) -> Read<String> {
+    let shape = || format!("{text:?} is not the URL of an API server, such as https://192.0.2.10:6443");
+    let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (host, port) = match authority.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        Some((host, port)) => {
+            host.parse::<Ipv6Addr>().map_err(|_| shape())?;
+            (host, port.strip_prefix(':').or(port.is_empty().then_some("443")).ok_or_else(shape)?)
+        }
+        None => authority.split_once(':').unwrap_or((authority, "443")),
+    };
+    let is_host = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b':');
+    let is_path = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~' | b'/');
+    if host.is_empty() || !host.bytes().all(is_host) || !path.bytes().all(is_path) {
+        return Err(shape());
+    }
+    match port.parse::<u16>() {
+        Ok(port) if port != 0 => {}
+        _ => return Err(shape()),
+    }
+    let is_near = || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match scheme {
+        "https" => Ok(text.to_owned()),
+        "http" if is_near() => Ok(text.to_owned()),
+        "http" => Err(format!("{text:?} would show our token to the network: use https")),
+        _ => Err(shape()),
     }
 }
 

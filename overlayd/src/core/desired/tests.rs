@@ -13,6 +13,8 @@ pub(crate) fn config() -> Config {
     Config {
         node_name: "a".to_owned(),
         nodes_file: None,
+        kubeconfig: None,
+        api_server: None,
         annotation_prefix: "overlayd.io".to_owned(),
         mode: Mode::Island,
         device: "ovl0".to_owned(),

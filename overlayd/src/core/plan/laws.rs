@@ -267,6 +267,30 @@ proptest! {
     }
 
     #[test]
+    fn what_a_cache_says_takes_nothing_from_other_nodes(world in any_world(), known in any_world(), have in any_actual()) {
+        let mut state = have.clone();
+        for op in plan(&world.want(&have), &have) {
+            apply(&mut state, &op);
+        }
+        let known = World { own: world.own.clone(), config: world.config.clone(), ..known };
+        let before = state.clone();
+        let want = known.want(&state).keeping(&state);
+        for op in plan(&want, &state) {
+            prop_assert!(!matches!(op, Op::DeleteRoute(_) | Op::DeleteAddress { .. }), "{op:?}");
+            apply(&mut state, &op);
+        }
+        prop_assert_eq!(plan(&want, &state), []);
+        let keys = |state: &Actual| state.routes.iter().map(Route::key).collect::<BTreeSet<_>>();
+        prop_assert!(keys(&state).is_superset(&keys(&before)));
+        for set in &before.table.as_ref().unwrap().sets {
+            for range in &set.ranges {
+                let after = state.table.as_ref().unwrap().ranges(&set.name);
+                prop_assert!(after.iter().any(|wide| wide.first <= range.first && range.last <= wide.last));
+            }
+        }
+    }
+
+    #[test]
     fn cleanup_leaves_nothing_of_ours_but_the_veths(world in any_world(), have in any_actual()) {
         let mut state = have.clone();
         for op in plan(&world.want(&have), &have) {

@@ -60,11 +60,18 @@ impl fmt::Display for Range {
 /// adjacent, as interval sets demand.
 #[must_use]
 pub fn ranges<'a>(family: Family, nets: impl IntoIterator<Item = &'a IpNet>) -> Vec<Range> {
-    let mut spans: Vec<(u128, u128)> = nets
-        .into_iter()
-        .filter(|net| Family::of(net.addr()) == family)
-        .map(|net| (number(net.network()), number(net.broadcast())))
-        .collect();
+    let nets = nets.into_iter().filter(|net| Family::of(net.addr()) == family);
+    merge(family, nets.map(|net| (number(net.network()), number(net.broadcast()))).collect())
+}
+
+/// The addresses of one family in either of these lists, in the same form.
+#[must_use]
+pub fn union(family: Family, one: &[Range], other: &[Range]) -> Vec<Range> {
+    let both = one.iter().chain(other).filter(|range| Family::of(range.first) == family);
+    merge(family, both.map(|range| (number(range.first), number(range.last))).collect())
+}
+
+fn merge(family: Family, mut spans: Vec<(u128, u128)>) -> Vec<Range> {
     spans.sort_unstable();
     let mut merged: Vec<(u128, u128)> = Vec::with_capacity(spans.len());
     for (first, last) in spans {

@@ -9,30 +9,31 @@ const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// Failures in a row after which readiness turns red.
-pub(super) const RED_AFTER: u32 = 3;
+pub const RED_AFTER: u32 = 3;
 
 /// Doubling delays from 1 s to 30 s with jitter, reset by a success.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Backoff {
+pub struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// Notes a failure and returns how long to wait: between half and the whole of the step, so that nodes that
     /// failed together do not come back together. `jitter` is a random number in 0..1.
-    pub(super) fn failed(&mut self, jitter: f64) -> Duration {
+    pub fn failed(&mut self, jitter: f64) -> Duration {
         let step = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         step.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(FIRST)
     }
 
     /// Notes a success.
-    pub(super) fn succeeded(&mut self) {
+    pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
     /// Failures since the last success.
-    pub(super) fn failures(&self) -> u32 {
+    #[must_use]
+    pub fn failures(&self) -> u32 {
         self.failures
     }
 }
