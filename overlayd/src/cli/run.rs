@@ -36,7 +36,9 @@ pub(super) fn run(config: Config) -> Result<()> {
 }
 
 fn start_log(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log filter {:?}", config.log))?;
+    // What the library says of each failed request we say in our own words, once; a directive of its own brings it back.
+    let directives = format!("kube_client=off,{}", config.log);
+    let filter = EnvFilter::try_new(directives).with_context(|| format!("log filter {:?}", config.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),

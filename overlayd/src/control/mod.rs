@@ -8,12 +8,12 @@
 //!
 //! Kernel calls are made right here: they take milliseconds, and the sockets that answer others run on other threads.
 
-mod backoff;
 mod conflist;
 mod lock;
 mod publish;
 mod reconcile;
 mod requests;
+mod source;
 mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,12 +27,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use crate::core::cluster::{Book, Cluster, NodeEvent, Refusal};
+use crate::core::cluster::{Book, Cluster, Refusal};
 use crate::core::config::Config;
 use crate::core::conflist::ConflistStatus;
 use crate::core::leases::Leases;
 use crate::core::status::Status;
-use crate::edge::{self, admin, board::Board, cni, node_file};
+use crate::edge::{self, Told, admin, board::Board, cni, kube, node_file};
 use crate::kernel;
 
 pub use lock::{Holder, LOCK_FILE, LOCK_WAIT, Lock, acquire, holder, run_files};
@@ -64,7 +64,9 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
     let notify = Arc::clone(&changed);
     let _watch = kernel::watch(move || notify.notify_one()).context("subscribe to kernel changes")?;
     let (mut control, mut news) = Control::new(config)?;
-    let (mut edge, _tasks) = open_edge(&control)?;
+    let known = control.load_cache();
+    let (mut edge, _tasks) = open_edge(&mut control, known)?;
+    let mut node_events = Vec::with_capacity(QUEUE);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
@@ -74,7 +76,9 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(event) = edge.nodes.recv() => control.on_nodes(event),
+            // All that wait at once: a hundred Nodes that join together are one change.
+            1.. = edge.nodes.recv_many(&mut node_events, QUEUE) => control.on_nodes(std::mem::take(&mut node_events)),
+            Some(result) = edge.written.recv() => control.on_written(result),
             Some(call) = edge.calls.recv() => control.answer(call),
             () = changed.notified() => control.on_kernel(),
             Ok(()) = edge.conflist.changed() => {
@@ -89,6 +93,7 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
         }
     }
     tracing::info!("ending on a signal; device, routes, rules and pods stay as they are");
+    control.flush_cache();
     for name in [cni::SOCKET_FILE, admin::SOCKET_FILE] {
         let _ = std::fs::remove_file(control.config.run_dir.join(name));
     }
@@ -104,9 +109,11 @@ async fn wait_until(due: Option<Instant>) {
 
 /// What arrives from the edge.
 struct Edge {
-    nodes: mpsc::Receiver<NodeEvent>,
+    nodes: mpsc::Receiver<Told>,
     calls: mpsc::Receiver<cni::Call>,
     conflist: watch::Receiver<Option<ConflistStatus>>,
+    /// What came of writes to our own Node; closed where there is no API server.
+    written: kube::Results,
 }
 
 /// Tasks that end with the loop.
@@ -118,7 +125,7 @@ impl Drop for Tasks {
     }
 }
 
-fn open_edge(control: &Control) -> Result<(Edge, Tasks)> {
+fn open_edge(control: &mut Control, known: BTreeSet<String>) -> Result<(Edge, Tasks)> {
     let config = &control.config;
     let bind = |name: &str| {
         let path = config.run_dir.join(name);
@@ -133,16 +140,24 @@ fn open_edge(control: &Control) -> Result<(Edge, Tasks)> {
     if let Some(address) = config.admin_listen {
         tasks.0.push(tokio::spawn(admin::serve_tcp(address, Arc::clone(&control.board))));
     }
-    match &config.nodes_file {
-        Some(path) => tasks.0.push(tokio::spawn(node_file::watch(path.clone(), node_sender))),
-        None => tracing::warn!("no source of nodes is configured: set nodes_file"),
-    }
+    let written = match &config.nodes_file {
+        Some(path) => {
+            tasks.0.push(tokio::spawn(node_file::watch(path.clone(), node_sender)));
+            mpsc::channel(1).1
+        }
+        None => {
+            let (writer, written, running) = kube::start(config, known, node_sender);
+            tasks.0.extend(running);
+            control.open_outbox(writer);
+            written
+        }
+    };
     let (reports, conflist) = watch::channel(None);
     if let Some(wish) = control.conflist.wish.clone() {
         let serving = control.conflist.serving.subscribe();
         tasks.0.push(tokio::spawn(edge::conflist::keep(wish, serving, reports)));
     }
-    Ok((Edge { nodes, calls, conflist }, tasks))
+    Ok((Edge { nodes, calls, conflist, written }, tasks))
 }
 
 /// All mutable state of the daemon.
@@ -151,11 +166,14 @@ struct Control {
     board: Arc<Board>,
     /// Zero of every time that `core` is given.
     epoch: Instant,
-    source: Source,
+    source: source::Source,
+    outbox: source::Outbox,
     book: Book,
     cluster: Cluster,
     told_refusals: BTreeSet<Refusal>,
     leases: Option<Leases>,
+    /// When the first news came that the datapath does not know yet.
+    news_since: Option<Instant>,
     /// What `leases` was made for.
     leased_cidrs: Vec<IpNet>,
     tunnel: Tunnel,
@@ -167,13 +185,6 @@ struct Control {
     publish_due: bool,
 }
 
-/// How the source of Nodes does.
-#[derive(Debug, Default)]
-struct Source {
-    listed: Option<Instant>,
-    trouble: Option<String>,
-}
-
 impl Control {
     fn new(config: Config) -> Result<(Self, tunnel::News)> {
         let epoch = Instant::now();
@@ -182,13 +193,15 @@ impl Control {
             reconciler: Reconciler::open(&config)?,
             conflist: conflist::Attendance::new(&config),
             board: Arc::new(Board::new(Status::default())),
+            source: source::Source::new(&config),
+            outbox: source::Outbox::default(),
             config,
             epoch,
-            source: Source::default(),
             book: Book::default(),
             cluster: Cluster::default(),
             told_refusals: BTreeSet::new(),
             leases: None,
+            news_since: None,
             leased_cidrs: Vec::new(),
             tunnel,
             path_mtus: BTreeMap::new(),
@@ -202,7 +215,9 @@ impl Control {
     /// Does everything that is due.
     fn turn(&mut self) {
         self.drive_tunnel();
+        self.news_since = None;
         self.reconcile_if_due();
+        self.write_cache_if_due();
         if std::mem::take(&mut self.publish_due) {
             self.publish();
         }
@@ -211,8 +226,9 @@ impl Control {
 
     /// When the next turn is due without an event.
     fn next_due(&self) -> Option<Instant> {
-        self.cluster.own.as_ref()?;
-        [self.tunnel.retry_at(), self.reconciler.due()].into_iter().flatten().min()
+        let serving = self.cluster.own.as_ref().map(|_| [self.tunnel.retry_at(), self.reconciler.due()]);
+        let serving = serving.into_iter().flatten().flatten();
+        serving.chain(self.source.cache_due()).min()
     }
 
     fn on_tick(&mut self) {
@@ -230,34 +246,9 @@ impl Control {
         self.tunnel.kernel_changed();
     }
 
-    fn on_nodes(&mut self, event: NodeEvent) {
-        match &event {
-            NodeEvent::Trouble(reason) => {
-                if self.source.trouble.as_ref() != Some(reason) {
-                    tracing::warn!(%reason, "the source of nodes is in trouble; what was known stays");
-                }
-                self.source.trouble = Some(reason.clone());
-            }
-            _ => {
-                if self.source.trouble.take().is_some() {
-                    tracing::info!("the source of nodes is well again");
-                }
-                self.source.listed = Some(Instant::now());
-            }
-        }
-        self.publish_due = true;
-        if self.book.apply(event) {
-            self.derive_cluster();
-        }
-    }
-
     fn derive_cluster(&mut self) {
         let cluster = self.book.cluster(&self.config);
-        let refusals: BTreeSet<Refusal> = cluster.refused.iter().cloned().collect();
-        for refusal in refusals.difference(&self.told_refusals) {
-            tracing::warn!(node = %refusal.node, reason = %refusal.reason, "node refused");
-        }
-        self.told_refusals = refusals;
+        self.tell_refusals(&cluster);
         if let Some(problem) = &cluster.own_problem
             && self.cluster.own_problem.as_ref() != Some(problem)
         {
@@ -298,10 +289,6 @@ impl Control {
         if let Some(problem) = &self.cluster.own_problem {
             return problem.clone();
         }
-        match (&self.source.trouble, &self.config.nodes_file) {
-            (Some(trouble), _) => format!("nodes cannot be read: {trouble}"),
-            (None, Some(_)) => "the nodes have not been read yet".to_owned(),
-            (None, None) => "no source of nodes is configured: set nodes_file".to_owned(),
-        }
+        self.source.why_unknown()
     }
 }

@@ -1,7 +1,7 @@
 //! Writes the snapshot that status, readiness and metrics are read from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Control;
 use crate::core::cluster::Peer;
@@ -30,6 +30,8 @@ impl Control {
                 false => tracing::warn!(reasons = reasons.join("; "), "not ready"),
             }
         }
+        self.announce(reasons.is_empty());
+        self.tell_strays();
         let peers = self.peers();
         let status = self.snapshot(reasons, peers);
         self.board.publish(status);
@@ -54,6 +56,7 @@ impl Control {
             pod_cidrs: own.map(|own| texts(&own.pod_cidrs)).unwrap_or_default(),
             tunnel_addresses: own.map(|own| texts(&own.tunnel_addresses())).unwrap_or_default(),
             source: self.source_words(),
+            nodes: self.source_status(),
             workers: self.config.workers,
             offloads: self.tunnel.offloads(),
             peers,
@@ -68,6 +71,7 @@ impl Control {
                 .map(|(why, count)| (why.name().to_owned(), count))
                 .collect(),
             reconcile: self.reconciler.numbers().clone(),
+            table: self.tunnel.numbers().clone(),
             last_error: self
                 .last_error
                 .as_ref()
@@ -127,17 +131,14 @@ impl Control {
             object: format!("pod address {} of the veths {}", conflict.address, conflict.veths.join(" and ")),
             remedy: "delete the pods behind all of these veths but one".to_owned(),
         });
-        foreign.chain(doubled).chain(self.conflist.conflicts()).collect()
-    }
-
-    fn source_words(&self) -> String {
-        let Some(path) = &self.config.nodes_file else { return "nowhere: nodes_file is not set".to_owned() };
-        let read = match self.source.listed {
-            Some(at) => format!("read {} ago", age(Instant::now().saturating_duration_since(at))),
-            None => "not read yet".to_owned(),
-        };
-        let trouble = self.source.trouble.as_ref().map(|trouble| format!(", now in trouble: {trouble}"));
-        format!("file {}, {read}{}", path.display(), trouble.unwrap_or_default())
+        let strays = self.strays();
+        let strays = (!strays.is_empty()).then(|| ConflictStatus {
+            object: format!("pods with addresses outside this Node's pod CIDRs: {}", strays.join(", ")),
+            remedy:
+                "delete these pods: the Node was made anew with other CIDRs, and only this node reaches them"
+                    .to_owned(),
+        });
+        foreign.chain(doubled).chain(strays).chain(self.conflist.conflicts()).collect()
     }
 }
 

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::Control;
-use super::backoff::{Backoff, RED_AFTER};
+use crate::core::backoff::{Backoff, RED_AFTER};
 use crate::core::config::Config;
 use crate::core::desired::{Inputs, desired};
+use crate::core::notice::Reason;
+use crate::core::plan::ruleset::Ruleset;
 use crate::core::plan::{Actual, Conflict, ForeignLink, Op, conflicts, plan};
 use crate::core::status::ReconcileStatus;
 use crate::kernel::{Kernel, KernelError, PLUMBING_LIMIT};
@@ -32,6 +34,8 @@ pub(super) struct Reconciler {
     backoff: Backoff,
     failure: Option<String>,
     settled: bool,
+    /// Our nftables table as it was last set or found.
+    table: Option<Ruleset>,
     conflicts: Vec<Conflict>,
     numbers: ReconcileStatus,
 }
@@ -48,6 +52,7 @@ impl Reconciler {
             backoff: Backoff::default(),
             failure: None,
             settled: false,
+            table: None,
             conflicts: Vec::new(),
             numbers: ReconcileStatus::default(),
         })
@@ -168,11 +173,29 @@ impl Control {
         self.observe().context("read the kernel state")?;
         let path_mtus = self.believed_path_mtus();
         let Some(inputs) = self.inputs(&path_mtus) else { return Ok(()) };
-        let (want, have) = (desired(inputs), inputs.actual);
+        let have = inputs.actual;
+        let want = desired(inputs);
+        // What is known may be out of date until the first complete list.
+        let want = if self.book.synced() { want } else { want.keeping(have) };
         let found = conflicts(&want, have);
         let ops = plan(&want, have);
-        self.reconciler.tell_conflicts(found);
-        self.reconciler.apply(&ops)
+        let is_as_set = |set: &Ruleset| have.table.as_ref().is_some_and(|table| table.same_shape(set));
+        let rewritten = self.reconciler.table.as_ref().is_some_and(|set| !is_as_set(set));
+        let new = self.reconciler.tell_conflicts(found);
+        let applied = self.reconciler.apply(&ops);
+        if applied.is_ok() {
+            self.reconciler.table = Some(want.table);
+        }
+        if rewritten {
+            let note = "the nftables table inet overlayd was changed or deleted by somebody, and is put back";
+            tracing::warn!("{note}");
+            self.tell(Reason::EgressRewritten, note.to_owned());
+        }
+        for conflict in new {
+            let note = format!("{} stands in our way; remedy: {}", conflict.object, conflict.remedy);
+            self.tell(Reason::ForeignObject, note);
+        }
+        applied
     }
 
     /// What the wish depends on, once our own node and the kernel are known.
@@ -207,11 +230,15 @@ impl Control {
 }
 
 impl Reconciler {
-    fn tell_conflicts(&mut self, found: Vec<Conflict>) {
-        for conflict in found.iter().filter(|conflict| !self.conflicts.contains(conflict)) {
+    /// Logs the conflicts that are new, and returns them.
+    fn tell_conflicts(&mut self, found: Vec<Conflict>) -> Vec<Conflict> {
+        let new: Vec<Conflict> =
+            found.iter().filter(|conflict| !self.conflicts.contains(conflict)).cloned().collect();
+        for conflict in &new {
             tracing::warn!(object = %conflict.object, remedy = %conflict.remedy, "a foreign object stands in our way");
         }
         self.conflicts = found;
+        new
     }
 
     /// Applies all it can: one stubborn object must not keep the others from their place.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::backoff::Backoff;
 use super::{Control, PATH_MTU_EXPIRY};
+use crate::core::backoff::Backoff;
 use crate::core::cluster::Own;
 use crate::core::config::Config;
 use crate::core::forward::DropReason;
+use crate::core::status::TableStatus;
 use crate::core::table::{CounterBook, Table};
 use crate::datapath::{self, Datapath, DatapathConfig, Event, StartError};
 
@@ -46,6 +47,7 @@ pub(super) struct Tunnel {
     retry_at: Option<Instant>,
     failure: Option<String>,
     counters: CounterBook,
+    numbers: TableStatus,
     table_stale: bool,
     path_mtus: mpsc::Sender<Tagged>,
     rare: mpsc::UnboundedSender<Tagged>,
@@ -71,6 +73,7 @@ impl Tunnel {
             retry_at: None,
             failure: None,
             counters: CounterBook::default(),
+            numbers: TableStatus::default(),
             table_stale: true,
             path_mtus,
             rare,
@@ -117,6 +120,11 @@ impl Tunnel {
             now.get(&reason).copied().unwrap_or(0) + self.drops_before.get(&reason).copied().unwrap_or(0)
         };
         DropReason::ALL.iter().map(|&reason| (reason, count(reason))).collect()
+    }
+
+    /// How often and how quickly the table changed.
+    pub(super) fn numbers(&self) -> &TableStatus {
+        &self.numbers
     }
 
     /// Offloads by name.
@@ -214,6 +222,12 @@ impl Control {
             let table = Arc::new(table);
             running.datapath.swap(Arc::clone(&table));
             running.table = table;
+            self.tunnel.numbers.swaps += 1;
+            if let Some(since) = self.news_since {
+                let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.tunnel.numbers.last_us = micros;
+                self.tunnel.numbers.slowest_us = self.tunnel.numbers.slowest_us.max(micros);
+            }
             self.publish_due = true;
         }
     }

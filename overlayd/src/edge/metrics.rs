@@ -29,6 +29,27 @@ pub fn render(status: &Status) -> Result<String, fmt::Error> {
         drops.get_or_create(&vec![("reason", reason.clone())]).inc_by(*count);
     }
     gauge(&mut registry, "ready", "1 if pods can be served", u64::from(status.ready));
+    let source = &status.nodes;
+    gauge(&mut registry, "nodes", "Nodes known, our own and refused ones included", source.nodes);
+    gauge(
+        &mut registry,
+        "source_in_step",
+        "1 if a complete list of Nodes came and their source is not in trouble",
+        u64::from(source.in_step),
+    );
+    let seconds = |milliseconds: Option<u64>| milliseconds.unwrap_or(0) / 1000;
+    gauge(
+        &mut registry,
+        "source_trouble_seconds",
+        "For how long the source of Nodes is in trouble, 0 if it is not",
+        seconds(source.trouble_ms),
+    );
+    gauge(
+        &mut registry,
+        "source_cache_age_seconds",
+        "Age of the cached Nodes that serve until the first list, 0 after it",
+        seconds(source.cached_ms),
+    );
     gauge(&mut registry, "peers", "Peers known", status.peers.len());
     let troubled = status.peers.iter().filter(|peer| peer.trouble.is_some()).count();
     gauge(&mut registry, "peers_troubled", "Peers with one silent direction", troubled);
@@ -46,6 +67,13 @@ pub fn render(status: &Status) -> Result<String, fmt::Error> {
         rounds.get_or_create(&vec![("result", result.to_owned())]).inc_by(count);
     }
     counter(&mut registry, "reconcile_changes", "Kernel changes applied", status.reconcile.changes);
+    counter(&mut registry, "table_swaps", "Peer tables handed to the workers", status.table.swaps);
+    gauge(
+        &mut registry,
+        "table_change_slowest_microseconds",
+        "Longest time from the news of a Node's change to the table that holds it",
+        status.table.slowest_us,
+    );
     counter(
         &mut registry,
         "conntrack_deleted",
@@ -95,7 +123,7 @@ fn gauge(registry: &mut Registry, name: &str, help: &str, value: impl TryInto<i6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::status::{ReconcileStatus, RefusedStatus};
+    use crate::core::status::{ReconcileStatus, RefusedStatus, SourceStatus};
 
     #[test]
     fn every_kind_of_number_is_on_the_page() {
@@ -103,6 +131,13 @@ mod tests {
             version: "1".to_owned(),
             ready: true,
             mtu: 1450,
+            nodes: SourceStatus {
+                in_step: true,
+                nodes: 9,
+                trouble_ms: Some(61_000),
+                cached_ms: Some(5_000),
+                ..SourceStatus::default()
+            },
             refused: vec![RefusedStatus::default(); 2],
             drops: [("no_peer".to_owned(), 3)].into(),
             reconcile: ReconcileStatus { succeeded: 4, failed: 5, changes: 6, conntrack_deleted: 7 },
@@ -112,6 +147,10 @@ mod tests {
         for line in [
             "overlayd_ready 1",
             "overlayd_mtu_bytes 1450",
+            "overlayd_nodes 9",
+            "overlayd_source_in_step 1",
+            "overlayd_source_trouble_seconds 61",
+            "overlayd_source_cache_age_seconds 5",
             "overlayd_refused_nodes 2",
             "overlayd_drops_total{reason=\"no_peer\"} 3",
             "overlayd_reconcile_rounds_total{result=\"succeeded\"} 4",

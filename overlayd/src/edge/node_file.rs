@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
-use super::directory;
+use super::{Told, directory};
 use crate::core::cluster::NodeEvent;
 use crate::core::node::parse_nodes;
 
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const SIZE_LIMIT: u64 = 256 << 20;
 
 /// Watches the file and sends what it holds, now and after each change. Ends when the receiver is gone.
-pub async fn watch(path: PathBuf, events: mpsc::Sender<NodeEvent>) {
+pub async fn watch(path: PathBuf, events: mpsc::Sender<Told>) {
     let changed = Arc::new(Notify::new());
     let mut watcher = None;
     let mut seen = None;
@@ -37,7 +37,7 @@ pub async fn watch(path: PathBuf, events: mpsc::Sender<NodeEvent>) {
         }
         let Some(reading) = read_if_changed(&path, &mut seen).await else { return };
         if let Some(event) = reading
-            && events.send(event).await.is_err()
+            && events.send(Told::now(event)).await.is_err()
         {
             return;
         }
@@ -140,18 +140,18 @@ mod tests {
         format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nspec:\n  podCIDR: 10.1.0.0/24\n")
     }
 
-    fn start(path: &Path) -> mpsc::Receiver<NodeEvent> {
+    fn start(path: &Path) -> mpsc::Receiver<Told> {
         let (sender, events) = mpsc::channel(8);
         tokio::spawn(watch(path.to_owned(), sender));
         events
     }
 
     /// Waits less than a look takes, so that what arrives came by notification.
-    async fn next(events: &mut mpsc::Receiver<NodeEvent>) -> NodeEvent {
-        timeout(DEADLINE, events.recv()).await.expect("an event within the deadline").unwrap()
+    async fn next(events: &mut mpsc::Receiver<Told>) -> NodeEvent {
+        timeout(DEADLINE, events.recv()).await.expect("an event within the deadline").unwrap().event
     }
 
-    async fn next_names(events: &mut mpsc::Receiver<NodeEvent>) -> Vec<String> {
+    async fn next_names(events: &mut mpsc::Receiver<Told>) -> Vec<String> {
         match next(events).await {
             NodeEvent::Listed(nodes) => nodes.into_iter().map(|node| node.name).collect(),
             other => panic!("{other:?}"),
