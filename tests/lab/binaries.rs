@@ -83,6 +83,17 @@ fn target() -> Result<Target> {
     Ok(Target { directory, is_test, profile, triple, artifacts })
 }
 
+/// What cargo told this program about its own package is no business of a build: `ring` builds anew, and with it all that stands on
+/// it, whenever one of these variables is another one than last time.
+fn forget_own_package(cargo: &mut Command) {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| text.starts_with(prefix)) {
+            cargo.env_remove(&name);
+        }
+    }
+}
+
 /// The target directory of the running program.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     target().map(|target| target.directory)
@@ -101,6 +112,7 @@ fn build() -> Result<Binaries> {
     if let Some(triple) = &target.triple {
         cargo.args(["--target", triple]);
     }
+    forget_own_package(&mut cargo);
     // People who run the demo want to see progress; a test's output is for the test.
     if target.is_test {
         cargo.arg("--quiet");
