@@ -6,6 +6,7 @@ mod cleanup;
 mod cni;
 mod cni_spec;
 mod config;
+mod control_plane;
 mod corpus;
 mod deploy;
 mod egress;

@@ -37,6 +37,7 @@
 //!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`; changes of
 //!   links, addresses, routes, neighbours, nftables and sysctls by hand; `objects` to compare two moments by.
 //! * [`Lab::add_beside`]: hosts that reach each other without the daemon, to measure it against; [`load`]: generators for that.
+//! * [`kubernetes`]: a real control plane beside the nodes.
 //! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
 //!
@@ -51,6 +52,7 @@ mod core;
 pub mod firewall;
 pub mod go;
 pub mod host;
+pub mod kubernetes;
 mod lab;
 pub mod load;
 pub mod manifest;

@@ -22,7 +22,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    fn value(&self) -> Value {
+    pub(crate) fn value(&self) -> Value {
         let mut addresses: Vec<Value> = self
             .internal_ips
             .iter()

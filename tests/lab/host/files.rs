@@ -1,6 +1,9 @@
 //! Files as a host sees them.
 
+use anyhow::Result;
+
 use super::Host;
+use crate::must;
 
 impl Host {
     /// Writes a file, aside first and then renamed into place. `/run` is the node's own; all else is the machine's.
@@ -9,7 +12,15 @@ impl Host {
     /// If it cannot be written.
     #[track_caller]
     pub fn write_file(&self, path: &str, contents: impl Into<Vec<u8>>) {
-        self.tool("put").arg(path).stdin(contents).run();
+        must(self.try_write_file(path, contents));
+    }
+
+    /// Writes a file, aside first and then renamed into place.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn try_write_file(&self, path: &str, contents: impl Into<Vec<u8>>) -> Result<()> {
+        self.tool("put").arg(path).stdin(contents).try_run().map(drop)
     }
 
     /// Reads a file.

@@ -31,6 +31,8 @@ pub struct Lab {
     outside: Host,
     nodes: Vec<Node>,
     relays: Vec<Relay>,
+    underlay: Families,
+    pods: Families,
     watchdog: Watchdog,
 }
 
@@ -186,6 +188,20 @@ impl Lab {
             }
         }
         Ok(())
+    }
+
+    /// Adds a host on the nodes' own network. `link` is the other end of its uplink, on the bridge.
+    pub(crate) fn add_bridge_host(&self, name: &str, link: &str, number: u8) -> Result<Host> {
+        self.core.settle(&Request::Space(name.to_owned()))?;
+        let mut wires = Wires { families: self.underlay, steps: Vec::new() };
+        let addresses = wires.bridge_host(name, link, number);
+        self.core.setup(wires.steps)?;
+        Ok(Host::new(Arc::clone(&self.core), name, addresses))
+    }
+
+    /// Families of the pods.
+    pub(crate) fn pods(&self) -> Families {
+        self.pods
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

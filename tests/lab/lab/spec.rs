@@ -208,6 +208,8 @@ impl Builder {
             outside: Host::new(Arc::clone(&core), OUTSIDE, Vec::new()),
             nodes: Vec::new(),
             relays: Vec::new(),
+            underlay: self.underlay,
+            pods: self.pods,
             watchdog: Watchdog::default(),
             core,
         };

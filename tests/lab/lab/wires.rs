@@ -138,4 +138,15 @@ impl Wires {
         self.default_routes(&spec.name, subnet, 1);
         nets.iter().map(IpNet::addr).collect()
     }
+
+    /// A host with nothing special: uplink, addresses, default routes. Its addresses.
+    pub(super) fn bridge_host(&mut self, space: &str, link: &str, number: u8) -> Vec<IpAddr> {
+        // MTU of an Ethernet.
+        self.veth((ROOT, link), (space, "eth0"), 1500);
+        self.port(ROOT, link);
+        let nets = Subnet::Bridge.nets(self.families, number);
+        self.addresses(space, "eth0", &nets);
+        self.default_routes(space, Subnet::Bridge, 1);
+        nets.iter().map(IpNet::addr).collect()
+    }
 }

@@ -1,0 +1,54 @@
+//! Builds other people's programs that tests run, from their pinned Go modules, and says how long each took: what CI does before
+//! the tests, whose deadlines do not wait for compilers.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use tests::go;
+
+/// Builds the programs of other people that tests run, from their Go modules.
+#[derive(Debug, Parser)]
+#[command(name = "components", version)]
+struct Arguments {
+    /// Which ones; all that `cargo test` uses if none is named.
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(go::names()))]
+    names: Vec<String>,
+}
+
+/// What `cargo test` uses.
+const USED: [&str; 10] = [
+    "cnitool",
+    "host-local",
+    "portmap",
+    "bandwidth",
+    "ptp",
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+];
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().names) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("components: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut names: Vec<String>) -> Result<()> {
+    if names.is_empty() {
+        names.extend(USED.map(str::to_owned));
+    }
+    for name in names {
+        let (path, seconds) = go::fetch(&name)?;
+        let size = std::fs::metadata(&path)?.len() / 1_000_000;
+        let how = seconds.map_or("was there".to_owned(), |seconds| format!("built in {seconds:.0} s"));
+        println!("{name:24} {how:16} {size:4} MB  {}", path.display());
+    }
+    Ok(())
+}
