@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use socket2::SockRef;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tests::load::{Datagrams, Direction, Load, Measured, Outcome, QUANTILES, Work};
 
 use super::server::{Count, use_cubic};
@@ -136,10 +136,12 @@ impl Running {
 }
 
 fn connect(server: SocketAddr) -> Result<TcpStream> {
-    let stream =
-        TcpStream::connect_timeout(&server, PATIENCE).with_context(|| format!("connect to {server}"))?;
+    let socket =
+        Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::TCP)).context("open")?;
+    use_cubic(&socket)?;
+    socket.connect_timeout(&server.into(), PATIENCE).with_context(|| format!("connect to {server}"))?;
+    let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
-    use_cubic(&stream)?;
     Ok(stream)
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{CHUNK, COUNTED, DATAGRAM, ECHOED, Window, now};
 
@@ -64,14 +64,16 @@ fn open(kind: Type, protocol: Protocol, port: u16) -> Result<Socket> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     socket.bind(&address.into()).with_context(|| format!("bind {address}"))?;
     if kind == Type::STREAM {
+        use_cubic(&socket)?;
         socket.listen(1024).context("listen")?;
     }
     Ok(socket)
 }
 
-/// The host's default may be one that paces.
-pub(super) fn use_cubic(stream: &TcpStream) -> Result<()> {
-    SockRef::from(stream).set_tcp_congestion(b"cubic").context("use cubic")
+/// The host's default may be one that paces. What a connection once began with leaves its pacing behind, so this comes before the
+/// connection; accepted ones inherit it.
+pub(super) fn use_cubic(socket: &Socket) -> Result<()> {
+    socket.set_tcp_congestion(b"cubic").context("use cubic")
 }
 
 fn serve_tcp(mut stream: TcpStream, counts: &Counts) -> Result<()> {
@@ -87,7 +89,6 @@ fn serve_tcp(mut stream: TcpStream, counts: &Counts) -> Result<()> {
             entry(counts, key, |count| count.bytes += bytes);
         }
         ["give", end] => {
-            use_cubic(&stream)?;
             let (end, buffer) = (end.parse::<u64>()?, vec![0; CHUNK]);
             while now() < end && stream.write_all(&buffer).is_ok() {}
         }
