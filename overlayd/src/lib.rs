@@ -4,6 +4,8 @@
 //! `kernel` reads and writes kernel state, `edge` talks to the outside, `control` owns all mutable
 //! state and introduces them to one another, `cli` is what an operator types.
 
+#[cfg(test)]
+mod allocations;
 pub mod cli;
 pub mod control;
 pub mod core;

@@ -316,3 +316,91 @@ impl Inbox {
         Ok(arrival)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::allocations;
+
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    /// A receiver, and senders to it.
+    fn pair() -> (Socket, Senders) {
+        let receiver = receiver(SocketAddr::new(LOCAL, 0)).unwrap();
+        let port = receiver.local_addr().unwrap().as_socket().unwrap().port();
+        (receiver, Senders::open(LOCAL, port).unwrap())
+    }
+
+    fn batch(bytes: &[u8], segment: usize) -> Datagrams<'_> {
+        let packets = bytes.len().div_ceil(segment) as u64;
+        Datagrams { to: LOCAL, port_slot: 3, segment, ecn: 2, bytes, packets }
+    }
+
+    /// The datagrams that have arrived, in order, whether the kernel joined them or not.
+    fn arrived(receiver: &Socket) -> Vec<Vec<u8>> {
+        let (mut inbox, mut buffer, mut datagrams) = (Inbox::new(LOCAL), vec![0; 1 << 16], Vec::new());
+        loop {
+            match inbox.receive(receiver, &mut buffer) {
+                Ok(arrival) => {
+                    assert_eq!((arrival.ecn, arrival.from, arrival.truncated), (2, LOCAL, false));
+                    let message = &buffer[..arrival.length];
+                    datagrams.extend(message.chunks(arrival.segment).map(<[u8]>::to_vec));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return datagrams,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_arrives_as_its_datagrams_with_its_mark() {
+        let (receiver, senders) = pair();
+        let bytes: Vec<u8> = (0..95).collect();
+
+        assert_eq!(senders.send(&batch(&bytes, 10)), Sent::default());
+
+        let expected: Vec<Vec<u8>> = bytes.chunks(10).map(<[u8]>::to_vec).collect();
+        assert_eq!(arrived(&receiver), expected);
+    }
+
+    /// More datagrams than any kernel segments: a refusal as it would come from one that cannot segment at all.
+    #[test]
+    fn a_refused_batch_leaves_datagram_by_datagram_and_loses_none() {
+        let (receiver, senders) = pair();
+        let bytes: Vec<u8> = (0..200 * 4).map(|at| (at / 4) as u8).collect();
+
+        let sent = senders.send(&batch(&bytes, 4));
+
+        assert_eq!(sent, Sent { unsegmented: Some(libc::EINVAL), ..Sent::default() });
+        let expected: Vec<Vec<u8>> = bytes.chunks(4).map(<[u8]>::to_vec).collect();
+        assert_eq!(arrived(&receiver), expected);
+    }
+
+    #[test]
+    fn what_cannot_leave_is_counted_packet_by_packet() {
+        let (_receiver, senders) = pair();
+        // Loopback does not reach it.
+        let to = IpAddr::from([192, 0, 2, 1]);
+        let bytes = [7; 30];
+
+        let sent = senders.send(&Datagrams { to, ..batch(&bytes, 10) });
+
+        assert_eq!(sent.lost.map(|(_, packets)| packets), Some(3));
+    }
+
+    #[test]
+    fn sending_and_receiving_do_not_allocate() {
+        let (receiver, senders) = pair();
+        let (mut inbox, mut buffer) = (Inbox::new(LOCAL), vec![0; 1 << 16]);
+        let bytes = vec![5; 44 * 1400];
+        let mut turn = || {
+            assert_eq!(senders.send(&batch(&bytes, 1400)), Sent::default());
+            while inbox.receive(&receiver, &mut buffer).is_ok() {}
+        };
+        turn();
+
+        let allocated = allocations::during(|| (0..100).for_each(|_| turn()));
+
+        assert_eq!(allocated, 0);
+    }
+}

@@ -2,6 +2,39 @@
 
 use super::*;
 
+/// Super-packets and plain ones of two families, good ones and drops, both ways, with a new table in between.
+#[test]
+fn a_warm_packet_path_does_not_allocate() {
+    let ((out, _out_book), (in_, _in_book)) = (table(1), table(2));
+    let (mut egress, mut ingress) = (Egress::new(0), Ingress::new(0));
+    let frames = [
+        tcp_super(1, 1398, &[7; 44 * 1398]),
+        frame(&udp("10.244.1.5", "10.244.2.5", 53, &[1; 64])),
+        frame(&udp("fd00:1::5", "fd00:2::5", 53, &[2; 1200])),
+        frame(&packet("10.244.1.5", "10.244.2.5", 1, &[3; 56])),
+        frame(&udp("10.244.1.5", "10.99.9.9", 53, &[4; 64])),
+    ];
+    let mut written = 0;
+    let mut turn = || {
+        for frame in &frames {
+            let mut send = |batch: Datagrams<'_>| {
+                for datagram in batch.bytes.chunks(batch.segment) {
+                    let _ = ingress.push(&in_, 0, ip("192.0.2.1"), 0, datagram, &mut |_| written += 1);
+                }
+            };
+            let _ = egress.push(&out, 0, frame, &mut send);
+            egress.flush(&mut send);
+        }
+        ingress.flush(&mut |_| written += 1);
+    };
+    turn();
+
+    let allocated = crate::allocations::during(|| (0..100).for_each(|_| turn()));
+
+    assert_eq!(allocated, 0);
+    assert!(written >= 101 * 4);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
