@@ -14,6 +14,7 @@ mod heal;
 mod hostile;
 mod install;
 mod lab;
+mod load;
 mod manifests;
 mod metrics;
 mod mtu;

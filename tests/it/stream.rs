@@ -1,6 +1,7 @@
 //! Many bytes arrive as they were sent: over wires that lose, over wires of every kind, to and from the kernel's own
 //! vxlan device.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
@@ -199,7 +200,7 @@ impl Mixed {
         tunnelled.map(|packet| packet.length).max().unwrap()
     }
 
-    fn talks(&self) {
+    fn talks(&self, bytes: u64) {
         let (kernel, pod) = (self.lab.node(2), &self.pod);
         let (there, here) = (kernel.serve(), pod.serve());
         assert_eq!(pod.ping(self.kernel_pod, 1000, 3).answered, 3);
@@ -213,8 +214,8 @@ impl Mixed {
             assert_eq!(pod.udp(target, size).answered, 1, "{size} B to the kernel");
             assert_eq!(kernel.udp(here.v4(), size).answered, 1, "{size} B from the kernel");
         }
-        move_both_ways(pod, target, 20_000_000);
-        move_both_ways(&kernel, here.v4(), 20_000_000);
+        move_both_ways(pod, target, bytes);
+        move_both_ways(&kernel, here.v4(), bytes);
         // Nothing that the kernel sent was refused; what a full queue lost has been sent again.
         let mut drops = drops(&self.lab.node(1));
         drops.retain(|(reason, _)| !["tun_full", "send_buffer_full"].contains(&reason.as_str()));
@@ -227,7 +228,7 @@ impl Mixed {
 #[test]
 fn a_kernel_vxlan_node_is_a_peer_with_all_offloads() {
     let mixed = Mixed::start();
-    mixed.talks();
+    mixed.talks(20_000_000);
     assert!(mixed.longest_of_kernel() > 10_000);
 }
 
@@ -235,6 +236,30 @@ fn a_kernel_vxlan_node_is_a_peer_with_all_offloads() {
 fn a_kernel_vxlan_node_is_a_peer_without_checksum_offload() {
     let mixed = Mixed::start();
     mixed.lab.node(2).set_offloads("eth0", &[("tx-checksum-ip-generic", false)]);
-    mixed.talks();
+    mixed.talks(20_000_000);
     assert_eq!(mixed.longest_of_kernel(), 1500);
+}
+
+/// Each way a link may treat checksums and segments, at either end.
+#[test]
+fn a_kernel_vxlan_node_is_a_peer_whatever_the_links_offload() {
+    let mixed = Mixed::start();
+    let names: BTreeSet<String> = [Offloads::Wire, Offloads::None]
+        .iter()
+        .flat_map(|offloads| offloads.features())
+        .map(|(name, _)| name)
+        .collect();
+    let set = |number: usize, offloads: Offloads| {
+        let changed = offloads.features();
+        let on = |name: &str| changed.iter().find(|(changed, _)| changed == name).is_none_or(|(_, on)| *on);
+        let all: Vec<(&str, bool)> = names.iter().map(|name| (name.as_str(), on(name))).collect();
+        mixed.lab.node(number).set_offloads("eth0", &all);
+    };
+    let kinds = [Offloads::Veth, Offloads::Wire, Offloads::None];
+    for (ours, kernels) in kinds.iter().flat_map(|ours| kinds.map(|kernels| (*ours, kernels))) {
+        println!("our link {ours:?}, the kernel's {kernels:?}");
+        set(1, ours);
+        set(2, kernels);
+        mixed.talks(5_000_000);
+    }
 }

@@ -68,7 +68,9 @@ impl Manifest {
 
 /// A UUID that depends on the name alone.
 fn uid(name: &str) -> String {
-    let mut rng = fastrand::Rng::with_seed(name.bytes().fold(7, |sum, byte| sum * 31 + u64::from(byte)));
+    let mut rng = fastrand::Rng::with_seed(
+        name.bytes().fold(7_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())),
+    );
     let tail = rng.u64(..) & 0xffff_ffff_ffff;
     format!(
         "{:08x}-{:04x}-4{:03x}-a{:03x}-{tail:012x}",
