@@ -142,7 +142,9 @@ fn a_file_that_is_cut_off_emptied_or_gone_changes_nothing() {
     ];
     for (what, breakage) in breakages {
         breakage();
-        eventually(what, DEADLINE, || one.status().source.contains("now in trouble: /run/lab/nodes.yaml: "));
+        eventually(what, DEADLINE, || {
+            one.status().nodes.trouble.is_some_and(|trouble| trouble.starts_with("/run/lab/nodes.yaml: "))
+        });
         let status = one.status();
         assert!(status.ready, "{what}: {status:?}");
         assert_eq!(peers(&one), ["node-2"], "{what}");

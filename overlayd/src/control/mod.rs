@@ -87,7 +87,7 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
             }
             Some(event) = news.rare.recv() => control.on_datapath(event),
             Some(event) = news.path_mtus.recv() => control.on_datapath(event),
-            () = control.board.asked() => control.publish_due = true,
+            () = control.board.asked() => control.asked = true,
             _ = tick.tick() => control.on_tick(),
             () = wait_until(due) => {}
         }
@@ -182,7 +182,11 @@ struct Control {
     conflist: conflist::Attendance,
     last_error: Option<(Instant, String)>,
     silence: publish::Silence,
+    /// Whether there is news that no snapshot shows.
     publish_due: bool,
+    /// Whether somebody waits for a snapshot.
+    asked: bool,
+    published: Option<Instant>,
 }
 
 impl Control {
@@ -208,6 +212,8 @@ impl Control {
             last_error: None,
             silence: publish::Silence::default(),
             publish_due: true,
+            asked: false,
+            published: None,
         };
         Ok((control, news))
     }
@@ -218,9 +224,8 @@ impl Control {
         self.news_since = None;
         self.reconcile_if_due();
         self.write_cache_if_due();
-        if std::mem::take(&mut self.publish_due) {
-            self.publish();
-        }
+        self.judge();
+        self.publish_if_due();
         self.board.beat();
     }
 
@@ -238,6 +243,8 @@ impl Control {
         if self.path_mtus.len() != known {
             self.reconciler.mark("a path MTU expired");
         }
+        self.listen();
+        self.tell_strays();
         self.publish_due = true;
     }
 
@@ -261,6 +268,9 @@ impl Control {
             self.leases = Some(Leases::new(&own.pod_cidrs, fastrand::u64(..)));
             self.leased_cidrs.clone_from(&own.pod_cidrs);
             self.reconciler.observation_is_stale();
+        }
+        if cluster == self.cluster {
+            return;
         }
         tracing::info!(peers = cluster.peers.len(), refused = cluster.refused.len(), "nodes changed");
         self.cluster = cluster;

@@ -1,7 +1,7 @@
 //! Writes the snapshot that status, readiness and metrics are read from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Control;
 use crate::core::cluster::Peer;
@@ -10,34 +10,82 @@ use crate::core::status::{
     ConflictStatus, LeaseStatus, PeerStatus, RefusedStatus, SilenceWatch, Status, age,
 };
 use crate::core::table::PeerTraffic;
+use crate::edge::board::Readiness;
 
-/// One watch per peer.
+/// Peers that are listened to in one second: their counters are spread over as many cache lines as there are workers.
+const LISTEN: usize = 1000;
+
+/// Time that a snapshot costs for each peer, a hundred times over: so making them unasked stays below a hundredth of a CPU.
+const SNAPSHOT_BREATH: Duration = Duration::from_millis(10);
+
+/// One watch per peer, and whose turn it is.
 #[derive(Debug, Default)]
-pub(super) struct Silence(BTreeMap<String, SilenceWatch>);
+pub(super) struct Silence {
+    watches: BTreeMap<String, Watched>,
+    next: usize,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    watch: SilenceWatch,
+    trouble: Option<String>,
+}
 
 impl Control {
-    /// Publishes the snapshot.
-    pub(super) fn publish(&mut self) {
+    /// Looks whether pods can be served, and lets those know who act upon it.
+    pub(super) fn judge(&mut self) {
         let mut reasons = self.not_ready_reasons();
         self.conflist
             .serving
             .send_if_modified(|serving| std::mem::replace(serving, reasons.is_empty()) != reasons.is_empty());
         reasons.extend(self.conflist.problem());
-        let was_ready = self.board.status().ready;
-        if was_ready != reasons.is_empty() {
+        self.announce(reasons.is_empty());
+        let before = self.board.readiness();
+        if before.ready != reasons.is_empty() {
+            self.asked = true;
             match reasons.is_empty() {
                 true => tracing::info!("ready"),
                 false => tracing::warn!(reasons = reasons.join("; "), "not ready"),
             }
         }
-        self.announce(reasons.is_empty());
-        self.tell_strays();
-        let peers = self.peers();
-        let status = self.snapshot(reasons, peers);
-        self.board.publish(status);
+        if before.ready != reasons.is_empty() || before.reasons != reasons {
+            self.board.set_readiness(Readiness { ready: reasons.is_empty(), reasons });
+        }
     }
 
-    fn snapshot(&self, reasons: Vec<String>, peers: Vec<PeerStatus>) -> Status {
+    /// Publishes the snapshot if somebody asked for it, or if there is news and it was not made a moment ago.
+    pub(super) fn publish_if_due(&mut self) {
+        let peers = u32::try_from(self.cluster.peers.len()).unwrap_or(u32::MAX);
+        let rested = self.published.is_none_or(|at| at.elapsed() >= SNAPSHOT_BREATH * peers);
+        if std::mem::take(&mut self.asked) || (self.publish_due && rested) {
+            self.publish_due = false;
+            let readiness = self.board.readiness();
+            let status = self.snapshot(&readiness);
+            self.board.publish(status);
+            self.published = Some(Instant::now());
+        }
+    }
+
+    /// Listens to the next peers: one whose one direction stays silent is in trouble.
+    pub(super) fn listen(&mut self) {
+        let now = self.epoch.elapsed();
+        let peers = &self.cluster.peers;
+        let count = peers.len();
+        if self.silence.next >= count {
+            self.silence.next = 0;
+            let names: BTreeSet<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+            self.silence.watches.retain(|name, _| names.contains(name.as_str()));
+        }
+        for peer in peers.iter().skip(self.silence.next).take(LISTEN) {
+            let Some(counters) = self.tunnel.counters().peers.get(&peer.name) else { continue };
+            let watched = self.silence.watches.entry(peer.name.clone()).or_default();
+            let underlay = underlays(peer).join(" or ");
+            watched.trouble = watched.watch.observe(counters.sum(), now, (self.config.port, &underlay));
+        }
+        self.silence.next += LISTEN;
+    }
+
+    fn snapshot(&self, readiness: &Readiness) -> Status {
         let own = self.cluster.own.as_ref();
         let underlay_v4 = own.and_then(|own| own.underlay_v4).map(|address| address.to_string());
         let underlay_v6 = own.and_then(|own| own.underlay_v6).map(|address| address.to_string());
@@ -46,8 +94,8 @@ impl Control {
             node: self.config.node_name.clone(),
             pid: std::process::id(),
             mode: "island".to_owned(),
-            ready: reasons.is_empty(),
-            not_ready_reasons: reasons,
+            ready: readiness.ready,
+            not_ready_reasons: readiness.reasons.clone(),
             device: self.config.device.clone(),
             mtu: self.mtu().unwrap_or(0),
             port: self.config.port,
@@ -59,7 +107,7 @@ impl Control {
             nodes: self.source_status(),
             workers: self.config.workers,
             offloads: self.tunnel.offloads(),
-            peers,
+            peers: self.peers(),
             refused: self.refused(),
             leases: self.lease_list(),
             conflicts: self.conflict_list(),
@@ -79,23 +127,16 @@ impl Control {
         }
     }
 
-    fn peers(&mut self) -> Vec<PeerStatus> {
+    fn peers(&self) -> Vec<PeerStatus> {
         let now = self.epoch.elapsed();
-        let names: BTreeSet<&str> = self.cluster.peers.iter().map(|peer| peer.name.as_str()).collect();
-        self.silence.0.retain(|name, _| names.contains(name.as_str()));
         let path_mtus = self.believed_path_mtus();
-        let mut peers = Vec::with_capacity(self.cluster.peers.len());
-        for peer in &self.cluster.peers {
+        let status = |peer: &Peer| {
             let traffic = self.tunnel.counters().peers.get(&peer.name).map(|counters| counters.sum());
             let mtu = self.peer_mtu(peer, &path_mtus).unwrap_or(0);
-            let mut status = peer_status(peer, mtu, traffic.unwrap_or_default(), now);
-            let watch = self.silence.0.entry(peer.name.clone()).or_default();
-            let underlay = status.underlay.join(" or ");
-            status.trouble =
-                traffic.and_then(|traffic| watch.observe(traffic, now, (self.config.port, &underlay)));
-            peers.push(status);
-        }
-        peers
+            let trouble = self.silence.watches.get(&peer.name).and_then(|watched| watched.trouble.clone());
+            PeerStatus { trouble, ..peer_status(peer, mtu, traffic.unwrap_or_default(), now) }
+        };
+        self.cluster.peers.iter().map(status).collect()
     }
 
     fn refused(&self) -> Vec<RefusedStatus> {
@@ -145,10 +186,9 @@ impl Control {
 /// What is told of one peer, apart from trouble. `now` is time since the datapath's epoch.
 fn peer_status(peer: &Peer, mtu: u32, traffic: PeerTraffic, now: Duration) -> PeerStatus {
     let age_ms = |last_ms: Option<u64>| last_ms.map(|last| milliseconds(now).saturating_sub(last));
-    let underlay: BTreeSet<String> = peer.paths.iter().map(|path| path.underlay.to_string()).collect();
     PeerStatus {
         name: peer.name.clone(),
-        underlay: underlay.into_iter().collect(),
+        underlay: underlays(peer),
         pod_cidrs: peer.paths.iter().flat_map(|path| texts(&path.pod_cidrs)).collect(),
         mtu,
         tx_packets: traffic.tx.packets,
@@ -159,6 +199,12 @@ fn peer_status(peer: &Peer, mtu: u32, traffic: PeerTraffic, now: Duration) -> Pe
         rx_age_ms: age_ms(traffic.rx.last_ms),
         trouble: None,
     }
+}
+
+/// The addresses of its ways, each once.
+fn underlays(peer: &Peer) -> Vec<String> {
+    let all: BTreeSet<String> = peer.paths.iter().map(|path| path.underlay.to_string()).collect();
+    all.into_iter().collect()
 }
 
 fn texts<T: ToString>(items: &[T]) -> Vec<String> {

@@ -22,6 +22,13 @@ const GATHER: Duration = Duration::from_millis(50);
 /// The same while rounds fail.
 const GATHER_FAILING: Duration = Duration::from_secs(1);
 
+/// How many times its own length a round is followed by rest in a large cluster: thousands of nodes that change all the time must
+/// not keep the loop from everything else.
+const REST: u32 = 9;
+
+/// From how many peers on a cluster is large: below, a round takes a few milliseconds.
+const LARGE: usize = 500;
+
 /// A round without any cause, should a notification ever be lost.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -31,6 +38,8 @@ pub(super) struct Reconciler {
     observed: Option<Actual>,
     stale: bool,
     due: Option<Instant>,
+    /// Until when the last round rests.
+    rests_until: Option<Instant>,
     backoff: Backoff,
     failure: Option<String>,
     settled: bool,
@@ -49,6 +58,7 @@ impl Reconciler {
             observed: None,
             stale: true,
             due: None,
+            rests_until: None,
             backoff: Backoff::default(),
             failure: None,
             settled: false,
@@ -77,6 +87,7 @@ impl Reconciler {
     }
 
     fn due_at(&mut self, at: Instant) {
+        let at = self.rests_until.map_or(at, |rested| rested.max(at));
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
@@ -151,7 +162,11 @@ impl Control {
         }
         self.reconciler.due = None;
         self.publish_due = true;
-        match self.reconcile() {
+        let begin = Instant::now();
+        let result = self.reconcile();
+        let is_large = self.cluster.peers.len() >= LARGE;
+        self.reconciler.rests_until = is_large.then(|| Instant::now() + begin.elapsed() * REST);
+        match result {
             Ok(()) => {
                 if self.reconciler.failure.is_some() {
                     tracing::info!("kernel state is set again");

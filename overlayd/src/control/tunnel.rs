@@ -223,13 +223,20 @@ impl Control {
             running.datapath.swap(Arc::clone(&table));
             running.table = table;
             self.tunnel.numbers.swaps += 1;
-            if let Some(since) = self.news_since {
-                let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.tunnel.numbers.last_us = micros;
-                self.tunnel.numbers.slowest_us = self.tunnel.numbers.slowest_us.max(micros);
-            }
+            self.time_news();
             self.publish_due = true;
         }
+    }
+
+    /// How long the news took that the workers have just been told.
+    fn time_news(&mut self) {
+        let Some(since) = self.news_since.take() else { return };
+        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let numbers = &mut self.tunnel.numbers;
+        numbers.last_us = micros;
+        numbers.slowest_us = numbers.slowest_us.max(micros);
+        numbers.news += 1;
+        numbers.sum_us += micros;
     }
 
     /// The error in words, with what stands in the way and the command that removes it.

@@ -166,6 +166,12 @@ pub struct TableStatus {
     pub last_us: u64,
     /// The longest that it took.
     pub slowest_us: u64,
+    /// How often that was measured.
+    #[serde(default)]
+    pub news: u64,
+    /// The sum over all of them.
+    #[serde(default)]
+    pub sum_us: u64,
 }
 
 /// Packets in one direction without any in the other before we speak of trouble: one or two may be a

@@ -70,9 +70,9 @@ async fn healthz(State(board): State<Arc<Board>>) -> Response {
 }
 
 async fn readyz(State(board): State<Arc<Board>>) -> Response {
-    let status = board.fresh_status().await;
-    let reasons: Vec<String> = stalled(&board).into_iter().chain(status.not_ready_reasons.clone()).collect();
-    if status.ready && reasons.is_empty() {
+    let readiness = board.readiness();
+    let reasons: Vec<String> = stalled(&board).into_iter().chain(readiness.reasons.clone()).collect();
+    if readiness.ready && reasons.is_empty() {
         return (StatusCode::OK, "ok\n").into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()

@@ -16,11 +16,21 @@ pub const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 /// within which `overlayd status` must answer.
 const FRESH_LIMIT: Duration = Duration::from_millis(300);
 
+/// Whether pods can be served, and why not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whether pods can be served.
+    pub ready: bool,
+    /// Why not, one sentence each.
+    pub reasons: Vec<String>,
+}
+
 /// The latest snapshot and the time of the loop's last turn. A reader can ask for a new snapshot, but never waits long
 /// for the writer.
 #[derive(Debug)]
 pub struct Board {
     status: ArcSwap<Status>,
+    readiness: ArcSwap<Readiness>,
     asked: Notify,
     pinned: Notify,
     epoch: Instant,
@@ -32,6 +42,10 @@ impl Board {
     #[must_use]
     pub fn new(status: Status) -> Self {
         Self {
+            readiness: ArcSwap::from_pointee(Readiness {
+                ready: status.ready,
+                reasons: status.not_ready_reasons.clone(),
+            }),
             status: ArcSwap::from_pointee(status),
             asked: Notify::new(),
             pinned: Notify::new(),
@@ -44,6 +58,17 @@ impl Board {
     pub fn publish(&self, status: Status) {
         self.status.store(Arc::new(status));
         self.pinned.notify_waiters();
+    }
+
+    /// Pins what changes more often than snapshots are made.
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.readiness.store(Arc::new(readiness));
+    }
+
+    /// Whether pods can be served, as of the loop's last turn.
+    #[must_use]
+    pub fn readiness(&self) -> Arc<Readiness> {
+        self.readiness.load_full()
     }
 
     /// Returns once somebody wants a new snapshot.

@@ -67,6 +67,9 @@ fn unreachable(cause: &str, server: &str, identity: &str) -> String {
             "the name of the API server at {server} cannot be resolved: give its address instead (api_server)"
         );
     }
+    if cause.contains("before message") {
+        return format!("the API server at {server}, or what stands before it, breaks off its answers");
+    }
     format!("the API server at {server} cannot be reached: {}", last(cause, "client error (Connect): "))
 }
 
@@ -116,6 +119,8 @@ mod tests {
             refused,
             "the API server at https://x cannot be reached: tcp connect error: Connection refused (os error 111)"
         );
+        let cut = at("ServiceError: client error (SendRequest): connection closed before message completed");
+        assert!(cut.contains("breaks off its answers"), "{cut}");
         assert!(at("client error (Connect): dns error: failed to lookup address").contains("api_server"));
     }
 }
