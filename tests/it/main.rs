@@ -13,6 +13,7 @@ mod egress;
 mod heal;
 mod hostile;
 mod install;
+mod kube;
 mod lab;
 mod load;
 mod manifests;

@@ -36,6 +36,8 @@
 //! * [`Host`] (what node, pod, outside and root dereference to): `command`, `serve`, `tcp`, `tcp_source`,
 //!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`; changes of
 //!   links, addresses, routes, neighbours, nftables and sysctls by hand; `objects` to compare two moments by.
+//! * [`Node::use_kubeconfig`] for a daemon that takes its Nodes from an API server, and [`Host::api_proxy`], a door to that server that
+//!   does harm on demand.
 //! * [`Lab::add_beside`]: hosts that reach each other without the daemon, to measure it against; [`load`]: generators for that.
 //! * [`kubernetes`]: a real control plane beside the nodes.
 //! * [`firewall`]: rules of somebody else, and all rules byte by byte.
@@ -71,7 +73,7 @@ pub mod wire_up;
 use std::time::{Duration, Instant};
 
 pub use beside::{Beside, Way};
-pub use host::{Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
+pub use host::{ApiProxy, Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
 pub use lab::{Builder, Families, Lab, NodeSpec, Offloads};
 pub use manifest::Manifest;
 pub use node::Node;

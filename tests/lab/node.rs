@@ -18,6 +18,8 @@ use crate::protocol::Exit;
 
 /// Where a node keeps its copy of the Node objects.
 pub const NODES_FILE: &str = "/run/lab/nodes.yaml";
+/// Where a node keeps the kubeconfig of its daemon.
+pub const KUBECONFIG: &str = "/run/lab/kubeconfig";
 /// The daemon's run directory.
 pub const RUN_DIR: &str = "/run/overlayd";
 /// The daemon's admin address.
@@ -34,6 +36,8 @@ pub struct Node {
 #[derive(Debug, Default)]
 struct Daemon {
     flags: Vec<String>,
+    /// Whether its Nodes come from the API server of a kubeconfig, instead of a file.
+    by_kubeconfig: bool,
     process: Option<Process>,
     earlier_logs: String,
 }
@@ -90,6 +94,16 @@ impl Node {
         self.host.write_file(NODES_FILE, yaml(nodes));
     }
 
+    /// From its next start the daemon takes its Nodes from the API server of this kubeconfig.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    #[track_caller]
+    pub fn use_kubeconfig(&self, kubeconfig: &str) {
+        self.host.write_file(KUBECONFIG, kubeconfig);
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner).by_kubeconfig = true;
+    }
+
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Panics
@@ -130,21 +144,20 @@ impl Node {
         }
         daemon.flags.clone_from(&flags);
         daemon.bury();
-        daemon.process = Some(self.daemon_command().args(flags).try_spawn()?);
+        daemon.process = Some(self.command_with(daemon.by_kubeconfig).args(flags).try_spawn()?);
         Ok(())
     }
 
     /// The daemon's command line, for tests that start it their own way.
     pub fn daemon_command(&self) -> crate::process::Command {
-        self.host.command("overlayd").args([
-            "run",
-            "--node-name",
-            self.name(),
-            "--nodes-file",
-            NODES_FILE,
-            "--run-dir",
-            RUN_DIR,
-        ])
+        let by_kubeconfig = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).by_kubeconfig;
+        self.command_with(by_kubeconfig)
+    }
+
+    fn command_with(&self, by_kubeconfig: bool) -> crate::process::Command {
+        let source = if by_kubeconfig { ["--kubeconfig", KUBECONFIG] } else { ["--nodes-file", NODES_FILE] };
+        let place = ["run", "--node-name", self.name(), "--run-dir", RUN_DIR];
+        self.host.command("overlayd").args(place).args(source)
     }
 
     /// Waits until the daemon says that it is ready.

@@ -174,3 +174,48 @@ pub struct Http {
     /// Body.
     pub body: String,
 }
+
+/// What an API proxy does to one kind of request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ApiHarm {
+    /// Nothing.
+    #[default]
+    None,
+    /// The connection ends without an answer; running watches end.
+    Cut,
+    /// The connection stays, and nothing comes; running watches fall silent.
+    Stall,
+    /// So many milliseconds before each answer, and before each part of a watch.
+    Slow(u64),
+    /// This status code instead of an answer; running watches end.
+    Status(u16),
+    /// 410 instead of an answer, also within running watches.
+    Gone,
+    /// Running watches end with 410; new ones begin as they should.
+    GoneOnce,
+    /// A list without items.
+    Empty,
+    /// The first items of a list, as if they were all.
+    Short(usize),
+    /// The first half of a list's bytes.
+    Truncated,
+}
+
+/// What an API proxy does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiHarms {
+    /// To lists of Nodes.
+    pub lists: ApiHarm,
+    /// To watches of Nodes.
+    pub watches: ApiHarm,
+    /// To everything else.
+    pub others: ApiHarm,
+}
+
+impl ApiHarms {
+    /// The same to everything.
+    #[must_use]
+    pub fn all(harm: &ApiHarm) -> Self {
+        Self { lists: harm.clone(), watches: harm.clone(), others: harm.clone() }
+    }
+}

@@ -1,6 +1,8 @@
 //! The process that lives inside the lab: holds its namespaces, starts what tests ask for, and is every
 //! tool that tests run there. Not meant to be started by hand.
 
+mod api_load;
+mod api_proxy;
 mod dump;
 mod firewall;
 mod init;
@@ -101,6 +103,12 @@ enum Tool {
     Sniff { interface: String },
     /// Carries frames between two interfaces, with losses.
     Relay { left: String, right: String, drop: f64, duplicate: f64, reorder: f64, seed: u64 },
+    /// Stands before the API server behind `kubectl proxy`, and does harm on demand.
+    ApiProxy { listen: SocketAddr, server: SocketAddr },
+    /// Makes many Nodes.
+    ApiFill { server: SocketAddr, count: usize },
+    /// Changes Nodes at a rate; the last argument says whether the changes matter to the network.
+    ApiChurn { server: SocketAddr, count: usize, rate: u32, seconds: u32, matters: u8 },
     /// Makes load as described (JSON) and reports what it cost.
     Load { load: String },
     /// The other end of a load.
@@ -178,6 +186,11 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Sniff { interface } => traffic::sniff::sniff(&interface),
         Tool::Relay { left, right, drop, duplicate, reorder, seed } => {
             traffic::relay::relay(&left, &right, Harm { drop, duplicate, reorder, seed })
+        }
+        Tool::ApiProxy { listen, server } => api_proxy::serve(listen, server),
+        Tool::ApiFill { server, count } => api_load::fill(server, count),
+        Tool::ApiChurn { server, count, rate, seconds, matters } => {
+            api_load::churn(server, count, rate, seconds, matters != 0)
         }
         Tool::Load { load } => load::run(&serde_json::from_str(&load).context("load")?),
         Tool::LoadServe => load::serve(),

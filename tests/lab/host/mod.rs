@@ -1,5 +1,6 @@
 //! A place in the lab where programs run: a node, a pod, the outside.
 
+mod api_proxy;
 mod files;
 mod servers;
 mod setup;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub use self::api_proxy::ApiProxy;
 pub use self::servers::Server;
 pub use self::setup::{LinkState, VxlanPeer};
 pub use self::traffic::{Harm, Relay, Running, Sniffer};
