@@ -10,6 +10,7 @@ mod control_plane;
 mod corpus;
 mod deploy;
 mod egress;
+mod flannel;
 mod heal;
 mod hostile;
 mod install;

@@ -5,10 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use overlayd::core::config::{Config, ENVIRONMENT_PREFIX, KEYS, MachineFacts, RawConfig};
 use serde_json::{Value, json};
 use tests::binaries::Binaries;
+use tests::go::program;
+use tests::kubernetes::ControlPlane;
+use tests::{Lab, Output, eventually};
 
 const NAME: &str = "ghcr.io/overlayd/overlayd";
 
@@ -143,7 +147,7 @@ fn the_pod_has_no_more_rights_than_it_needs() {
     let expected = [
         rule(&[""], "nodes", &["get", "list", "watch"]),
         rule(&[""], "nodes/status", &["patch"]),
-        rule(&["", "events.k8s.io"], "events", &["create"]),
+        rule(&["events.k8s.io"], "events", &["create"]),
     ];
     assert_eq!(rules, expected.into());
     let binding = only(&objects, "ClusterRoleBinding");
@@ -234,10 +238,8 @@ fn what_is_installed_is_uninstalled() {
 
 #[test]
 fn the_variants_set_keys_that_exist() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/variants");
     let mut seen = BTreeSet::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
+    for name in variants() {
         let [component] = &objects(&read(&format!("variants/{name}/kustomization.yaml")))[..] else {
             panic!("{name}")
         };
@@ -254,4 +256,150 @@ fn the_variants_set_keys_that_exist() {
         seen.insert(name);
     }
     assert!(seen.contains("privileged") && seen.len() >= 3, "{seen:?}");
+}
+
+/// What kubectl makes of the manifest with these components.
+fn kustomized(variants: &[String]) -> String {
+    let kubectl = program("kubectl").unwrap();
+    // kubectl wants relative paths: a directory beside `deploy`, gone with its value.
+    let directory = tempfile::tempdir().unwrap();
+    let deploy = directory.path().join("deploy");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let copied = Command::new("cp").arg("-r").arg(source).arg(&deploy).status().unwrap();
+    assert!(copied.success());
+    let root = directory.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let components: Vec<String> = variants.iter().map(|name| format!("../deploy/variants/{name}")).collect();
+    let whole = json!({"resources": ["../deploy"], "components": components});
+    std::fs::write(root.join("kustomization.yaml"), whole.to_string()).unwrap();
+    let output = Command::new(kubectl).arg("kustomize").arg(root).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{variants:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn variants() -> Vec<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/variants");
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    std::fs::read_dir(directory).unwrap().map(name).collect()
+}
+
+#[test]
+fn kubectl_builds_every_variant_and_all_of_them_together() {
+    let plain = objects(&kustomized(&[]));
+    let of = |objects: &[Value]| {
+        let pod = only(objects, "DaemonSet")["spec"]["template"]["spec"].clone();
+        named(list(&pod, "containers"), "overlayd").clone()
+    };
+    // kustomize changes nothing by itself.
+    let mut shipped = objects(&read("overlayd.yaml"));
+    let mut built = plain.clone();
+    for all in [&mut shipped, &mut built] {
+        all.sort_by_key(|object| object["kind"].as_str().map(str::to_owned));
+    }
+    assert_eq!(built, shipped);
+    let changes = |name: &str| of(&objects(&kustomized(&[name.to_owned()])));
+    let privileged = changes("privileged");
+    assert_eq!(privileged["securityContext"], json!({"privileged": true, "readOnlyRootFilesystem": true}));
+    for (variant, variable) in [
+        ("flannel", "OVERLAYD_ANNOTATION_PREFIX"),
+        ("dual-stack", "OVERLAYD_CLUSTER_CIDRS"),
+        ("api-server", "OVERLAYD_API_SERVER"),
+    ] {
+        let container = changes(variant);
+        let added: Vec<String> = variables(&container)
+            .into_keys()
+            .filter(|key| !variables(&of(&plain)).contains_key(key))
+            .collect();
+        assert_eq!(added, [variable], "{variant}");
+        assert_eq!(container["securityContext"], of(&plain)["securityContext"], "{variant}");
+    }
+    let all = of(&objects(&kustomized(&variants())));
+    assert_eq!(variables(&all).len(), variables(&of(&plain)).len() + 3);
+    assert_eq!(all["securityContext"]["privileged"], json!(true));
+}
+
+#[test]
+fn a_real_api_server_takes_every_manifest_and_variant() {
+    let lab = Lab::builder().nodes(1).deadline(Duration::from_secs(300)).start();
+    let plane = ControlPlane::builder(&lab).without_controllers().start();
+    let apply = |text: &str, how: &[&str]| {
+        let command = plane.kubectl_command().unwrap().args(["apply", "--validate=strict", "-f", "-"]);
+        let output = command.args(how).stdin(text).output();
+        assert!(output.success() && output.stderr.is_empty(), "{output}\n{text}");
+    };
+    for name in ["overlayd.yaml", "uninstall.yaml", "node-policy.yaml"] {
+        apply(&read(name), &[]);
+    }
+    for variant in variants() {
+        apply(&kustomized(&[variant]), &["--dry-run=server"]);
+    }
+    apply(&kustomized(&variants()), &["--dry-run=server"]);
+}
+
+#[test]
+fn the_policy_lets_a_nodes_token_speak_of_its_own_node_alone() {
+    let lab = Lab::builder().nodes(2).deadline(Duration::from_secs(300)).start();
+    let plane = ControlPlane::builder(&lab).without_controllers().start();
+    for node in lab.nodes() {
+        plane.create_node(&node.manifest());
+    }
+    plane.apply(&read("overlayd.yaml"));
+    // kubectl reads what it patches; overlayd does not.
+    plane.kubectl(&["create", "clusterrole", "look", "--verb=get", "--resource=nodes/status"]);
+    plane.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "look",
+        "--clusterrole=look",
+        "--serviceaccount=overlayd:overlayd",
+    ]);
+    let bound = ["--bound-object-kind=Node", "--bound-object-name=node-1"];
+    let token =
+        plane.kubectl(&[&["-n", "overlayd", "create", "token", "overlayd"], bound.as_slice()].concat());
+    let unbound = plane.kubectl(&["-n", "overlayd", "create", "token", "overlayd"]);
+    let host = plane.host();
+    let patch = |token: &str, node: &str, patch: &Value| {
+        host.write_file("/run/token", plane.kubeconfig_with(&plane.url(), token.trim()));
+        let command = plane.kubectl_command().unwrap().env("KUBECONFIG", "/run/token");
+        command.args(["patch", "node", node, "--subresource=status", "-p"]).arg(patch).output()
+    };
+    let annotate = json!({"metadata": {"annotations": {"overlayd.io/public-ip": "192.0.2.11"}}});
+    let condition = json!({"status": {"conditions": [{
+        "type": "NetworkUnavailable", "status": "False", "reason": "OverlaydIsReady", "message": "ready",
+    }]}});
+    // Without the policy RBAC alone decides, and a token of one node reaches the other's.
+    let reached = patch(&token, "node-2", &annotate);
+    assert!(reached.success(), "{reached}");
+    plane.apply(&read("node-policy.yaml"));
+    let refused = |output: &Output, why: &str| !output.success() && output.stderr.contains(why);
+    eventually("the policy is in force", Duration::from_secs(30), || {
+        refused(
+            &patch(
+                &token,
+                "node-2",
+                &json!({"metadata": {"annotations": {"x": fastrand::u64(..).to_string()}}}),
+            ),
+            "token was made for, node-1, not node-2",
+        )
+    });
+    for allowed in [&annotate, &condition] {
+        let output = patch(&token, "node-1", allowed);
+        assert!(output.success(), "{output}");
+    }
+    let nameless = patch(&unbound, "node-1", &json!({"metadata": {"annotations": {"x": "2"}}}));
+    assert!(refused(&nameless, "which it does not name"), "{nameless}");
+    for (harm, why) in [
+        (json!({"metadata": {"labels": {"x": "y"}}}), "neither labels nor the spec"),
+        (
+            json!({"status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.66"}]}}),
+            "neither addresses nor capacity",
+        ),
+        (json!({"status": {"capacity": {"cpu": "1000"}}}), "neither addresses nor capacity"),
+    ] {
+        let output = patch(&token, "node-1", &harm);
+        assert!(refused(&output, why), "{harm}: {output}");
+    }
+    // Others are not its business.
+    plane.kubectl(&["label", "node", "node-2", "touched=yes"]);
+    plane.set_addresses("node-2", &["192.0.2.99".parse().unwrap()]);
 }

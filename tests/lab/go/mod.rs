@@ -122,7 +122,7 @@ fn build(module: &Module, program: &Program, path: &Path) -> Result<()> {
     ]);
     go.arg(&aside).arg(program.package);
     go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("go").join(module.name));
-    go.env("CGO_ENABLED", "0").env_remove("GOFLAGS");
+    go.env("CGO_ENABLED", if module.has_c { "1" } else { "0" }).env_remove("GOFLAGS");
     let status = go
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -136,8 +136,9 @@ fn build(module: &Module, program: &Program, path: &Path) -> Result<()> {
 
 fn remedy(module: &Module) -> String {
     let programs: Vec<&str> = module.programs.iter().map(|program| program.name).collect();
+    let compiler = if module.has_c { " and a C compiler" } else { "" };
     format!(
-        "{} needed: install Go {} or newer, or set {} to a directory with {}",
+        "{} needed: install Go {} or newer{compiler}, or set {} to a directory with {}",
         module.title,
         module.go,
         module.variables[0],

@@ -16,6 +16,8 @@ pub(super) struct Module {
     pub(super) programs: &'static [Program],
     /// What the linker sets, for its `-X`.
     pub(super) definitions: fn() -> Vec<String>,
+    /// Whether parts are in C.
+    pub(super) has_c: bool,
 }
 
 /// A program of a module.
@@ -59,6 +61,7 @@ pub(super) const CNI: Module = Module {
         program("ptp", "github.com/containernetworking/plugins/plugins/main/ptp"),
     ],
     definitions: Vec::new,
+    has_c: false,
 };
 
 pub(super) const MODULES: &[Module] = &[
@@ -71,6 +74,7 @@ pub(super) const MODULES: &[Module] = &[
         files: files!("etcd"),
         programs: &[program("etcd", "go.etcd.io/etcd/server/v3")],
         definitions: Vec::new,
+        has_c: false,
     },
     Module {
         name: "kubernetes",
@@ -85,6 +89,22 @@ pub(super) const MODULES: &[Module] = &[
             program("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
         ],
         definitions: kubernetes_definitions,
+        has_c: false,
+    },
+    Module {
+        name: "flannel",
+        title: "flannel is",
+        go: "1.26",
+        variables: &[OWN],
+        files: &[
+            include_str!("../../go/flannel/go.mod"),
+            include_str!("../../go/flannel/go.sum"),
+            include_str!("../../go/flannel/main.go"),
+        ],
+        programs: &[program("flanneld", ".")],
+        definitions: Vec::new,
+        // Its backend udp.
+        has_c: true,
     },
 ];
 
