@@ -3,6 +3,9 @@
 //! A wake-up from sleep costs tens of microseconds, more than the whole of a packet's processing, so after some work a
 //! worker keeps polling for a short while. Polling in vain is remembered: on a link where nothing follows so soon, almost every
 //! attempt is skipped, and the worker costs nothing but its packets.
+//!
+//! Between two polls the worker yields its CPU. Where others want it, a yield gives away a whole slice of time, milliseconds in which packets
+//! wait, while a thread that sleeps is woken at once. So a yield that took long ends polling for a while.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +16,23 @@ pub(super) struct Spin {
     until: Option<Instant>,
     credit: u8,
     skipped: u8,
+    resting: Option<Instant>,
 }
 
 /// Attempts in vain before a worker gives up polling.
 const CREDIT: u8 = 16;
 /// Without credit one in so many attempts is still made, to notice when traffic changed.
 const PROBE_EVERY: u8 = 16;
+/// A yield that took longer gave the CPU to somebody who had work for it, not only an answer: a slice is 3 ms by default
+/// (`sysctl_sched_base_slice` in kernel/sched/fair.c), a round trip's share some 20 us.
+const CONTENDED: Duration = Duration::from_micros(500);
+/// How long a worker then goes without polling: one lost slice in so much time.
+const REST: Duration = Duration::from_millis(250);
 
 impl Spin {
     /// Polls for at most `limit` after each piece of work; zero never polls.
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, until: None, credit: CREDIT, skipped: 0 }
+        Self { limit, until: None, credit: CREDIT, skipped: 0, resting: None }
     }
 
     /// Work was found: it counts as a success if this was polling, and polling may start anew.
@@ -31,7 +40,7 @@ impl Spin {
         if self.until.is_some() {
             self.credit = (self.credit + 2).min(CREDIT);
         }
-        self.until = self.worth_it().then(|| now + self.limit);
+        self.until = self.worth_it(now).then(|| now + self.limit);
     }
 
     /// Whether a worker without work polls on at `now`, or sleeps.
@@ -47,8 +56,16 @@ impl Spin {
         }
     }
 
-    fn worth_it(&mut self) -> bool {
-        if self.limit.is_zero() {
+    /// The CPU was yielded from `before` to `now`.
+    pub(super) fn yielded(&mut self, before: Instant, now: Instant) {
+        if now.saturating_duration_since(before) > CONTENDED {
+            self.until = None;
+            self.resting = Some(now + REST);
+        }
+    }
+
+    fn worth_it(&mut self, now: Instant) -> bool {
+        if self.limit.is_zero() || self.resting.is_some_and(|until| now < until) {
             return false;
         }
         if self.credit > 0 {
@@ -98,6 +115,24 @@ mod tests {
         polled(&mut spin, LONG, 100);
         let after = polled(&mut spin, Duration::from_micros(20), 1000);
         assert!(after > 950, "{after}");
+    }
+
+    #[test]
+    fn a_cpu_that_others_want_is_left_to_them_for_a_while() {
+        let (mut spin, begin) = (Spin::new(LIMIT), Instant::now());
+        spin.worked(begin);
+        spin.yielded(begin, begin + Duration::from_micros(10));
+        assert!(spin.polls(begin + Duration::from_micros(10)), "others had but an answer to give");
+
+        let lost = begin + Duration::from_millis(3);
+        spin.yielded(begin, lost);
+        assert!(!spin.polls(lost));
+        spin.worked(lost);
+        assert!(!spin.polls(lost));
+
+        let later = lost + REST;
+        spin.worked(later);
+        assert!(spin.polls(later));
     }
 
     #[test]

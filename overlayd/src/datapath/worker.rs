@@ -131,15 +131,13 @@ impl Worker<'_> {
                 }
                 now = Instant::now();
                 spin.worked(now);
+            } else if spin.polls(now) {
+                let before = now;
+                std::thread::yield_now();
+                now = Instant::now();
+                spin.yielded(before, now);
             }
-            timeout = if spin.polls(now) {
-                if ready.is_empty() {
-                    std::thread::yield_now();
-                }
-                EpollTimeout::ZERO
-            } else {
-                EpollTimeout::NONE
-            };
+            timeout = if spin.polls(now) { EpollTimeout::ZERO } else { EpollTimeout::NONE };
         }
     }
 
