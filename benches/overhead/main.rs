@@ -12,8 +12,10 @@ mod machine;
 mod measure;
 mod one_packet;
 mod report;
+mod sanity;
 mod stats;
 mod table;
+mod wireguard;
 mod world;
 
 use std::collections::BTreeMap;
@@ -46,7 +48,7 @@ struct Arguments {
     /// Measures to take, by id or its first words: tcp, tcp_4, udp_64, paced, paced_200k, rtt, connections, idle
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Contenders besides kernel-vxlan: plain, overlayd, overlayd-other, one-packet
+    /// Contenders besides kernel-vxlan: plain, overlayd, overlayd-other, one-packet, wireguard-go
     #[arg(long, value_delimiter = ',')]
     contenders: Vec<String>,
     /// Rounds (default 5; 2 with --quick)
@@ -80,6 +82,9 @@ enum Tool {
     /// The one-packet tunnel; started by the bench
     #[command(hide = true)]
     OnePacket(one_packet::OnePacket),
+    /// Configures wireguard-go; started by the bench
+    #[command(hide = true)]
+    Wireguard(wireguard::Configure),
     /// Prints and draws an earlier report again
     Show {
         /// The report.json
@@ -91,6 +96,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match &arguments.tool {
         Some(Tool::OnePacket(options)) => one_packet::run(options).map(|()| true),
+        Some(Tool::Wireguard(options)) => wireguard::configure(options).map(|()| true),
         Some(Tool::Show { report }) => show(report).map(|()| true),
         None => run(&arguments),
     };
@@ -111,7 +117,7 @@ fn show(path: &std::path::Path) -> Result<()> {
     std::fs::write(&page, html::page(&report)).with_context(|| format!("write {}", page.display()))
 }
 
-/// False if something became worse than in the report that was to be compared with.
+/// False if something became worse than in the report that was to be compared with, or if a quick run shows that something is broken.
 fn run(arguments: &Arguments) -> Result<bool> {
     let earlier = arguments.compare.as_deref().map(Report::load).transpose()?;
     tests::binaries::Binaries::build()?;
@@ -136,7 +142,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     report.seconds = begin.elapsed().as_secs_f64();
     report.settle();
-    report.missing = missing(&report);
+    report.missing = missing(&report, &plan.cast);
     print!("{}", table::draw(&report));
     std::fs::create_dir_all(&arguments.out).with_context(|| format!("make {}", arguments.out.display()))?;
     let (document, page) = (arguments.out.join("report.json"), arguments.out.join("report.html"));
@@ -144,21 +150,24 @@ fn run(arguments: &Arguments) -> Result<bool> {
     std::fs::write(&document, text).with_context(|| format!("write {}", document.display()))?;
     std::fs::write(&page, html::page(&report)).with_context(|| format!("write {}", page.display()))?;
     println!("\n{}\n{}", document.display(), page.display());
-    let Some(earlier) = earlier else { return Ok(true) };
+    let faults = if arguments.quick { sanity::faults(&report) } else { Vec::new() };
+    for fault in &faults {
+        println!("broken: {fault}");
+    }
+    let Some(earlier) = earlier else { return Ok(faults.is_empty()) };
     let comparison = compare::compare(&earlier, &report);
     print!("{}", compare::draw(&comparison));
-    Ok(comparison.iter().all(|change| !change.is_worse()))
+    Ok(faults.is_empty() && comparison.iter().all(|change| !change.is_worse()))
 }
 
-fn missing(report: &Report) -> Vec<Missing> {
-    let reason = "its build from the Go module is not part of this bench yet";
-    let mut missing = vec![
-        Missing { name: "wireguard-go".into(), reason: reason.into() },
-        Missing {
-            name: "flannel's udp backend".into(),
-            reason: format!("{reason}; one-packet has its shape"),
-        },
-    ];
+fn missing(report: &Report, cast: &Cast) -> Vec<Missing> {
+    let mut missing = vec![Missing {
+        name: "flannel's udp backend".into(),
+        reason: "its build from the Go module is not part of this bench yet; one-packet has its shape".into(),
+    }];
+    if let Err(reason) = &cast.wireguard {
+        missing.push(Missing { name: "wireguard-go".into(), reason: reason.clone() });
+    }
     let mut metrics = report.worlds.iter().flat_map(|world| &world.metrics);
     let is_timed = |id: &str| report.worlds.iter().any(|world| world.metric(id).is_some());
     if is_timed(adds::OURS)
@@ -172,6 +181,15 @@ fn missing(report: &Report) -> Vec<Missing> {
         missing.push(Missing { name: "system calls".into(), reason: reason.into() });
     }
     missing
+}
+
+/// The program of wireguard-go, or why it takes no part.
+fn wireguard_go(arguments: &Arguments) -> Result<PathBuf, String> {
+    let named = arguments.contenders.iter().any(|name| name == "wireguard-go");
+    if !named && (arguments.quick || !arguments.contenders.is_empty()) {
+        return Err("not asked for".to_owned());
+    }
+    tests::go::program("wireguard").map_err(|why| format!("{why:#}"))
 }
 
 /// What to do.
@@ -222,6 +240,7 @@ impl Plan {
             })),
             seed: arguments.seed.unwrap_or_else(machine::seconds_since_1970),
             cast: Cast {
+                wireguard: wireguard_go(arguments),
                 only: arguments.contenders.clone(),
                 against: against.transpose()?,
                 flags: arguments.flag.clone(),

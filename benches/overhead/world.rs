@@ -7,14 +7,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use tests::load::LoadServer;
-use tests::{Beside, Families, Host, Lab, Node, Offloads, Process, Way, eventually};
+use tests::{Beside, Families, Host, Lab, LinkState, Node, Offloads, Process, Way, eventually};
 
 use crate::report::{BASE, Contender};
+use crate::wireguard;
 
 /// UDP port of the one-packet tunnel: the one of flannel's `udp` backend.
 const ONE_PACKET_PORT: u16 = 8285;
+
+const WIREGUARD: &str = "wireguard-go";
 
 /// An underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -104,8 +107,10 @@ pub(crate) struct Stage {
 }
 
 /// Who takes part.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Cast {
+    /// The program of wireguard-go, or why it takes no part.
+    pub(crate) wireguard: Result<PathBuf, String>,
     /// Only these, if any are named.
     pub(crate) only: Vec<String>,
     /// Another build of overlayd.
@@ -124,9 +129,11 @@ impl Cast {
             ("overlayd", "overlayd"),
             ("overlayd-other", "overlayd, the other build or flags"),
             ("one-packet", "one packet per system call (TUN + UDP)"),
+            (WIREGUARD, "wireguard-go (encrypts)"),
         ];
         let wanted = |id: &str| {
             (id != "overlayd-other" || self.against.is_some())
+                && (id != WIREGUARD || self.wireguard.is_ok())
                 && (self.only.is_empty() || id == BASE || self.only.iter().any(|only| only == id))
         };
         let contender = |(id, title): (&str, &str)| Contender { id: id.to_owned(), title: title.to_owned() };
@@ -150,6 +157,7 @@ impl Stage {
             let way = match contender.id.as_str() {
                 "overlayd" => overlayd(&lab, [1, 2], None, &cast.flags),
                 "overlayd-other" => overlayd(&lab, [5, 6], cast.against.as_deref(), &cast.against_flags),
+                WIREGUARD => wireguard_go(&lab, cast, kind),
                 id => beside(&lab, id, kind),
             };
             ways.push(way.with_context(|| format!("{} in {}", contender.id, kind.id()))?);
@@ -229,6 +237,32 @@ fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
         }
     };
     way(id, lab.add_beside(nodes, &beside)?, carriers, running)
+}
+
+fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
+    let numbers = [3, 4];
+    let nodes = numbers.map(|number| lab.node(number));
+    let program = cast.wireguard.as_ref().map_err(|why| anyhow!("{why}"))?;
+    let mtu = kind.mtu() - kind.outer() - wireguard::OVERHEAD;
+    let (mut running, mut carriers) = (Vec::new(), Vec::new());
+    for (end, node) in nodes.iter().enumerate() {
+        let process = node.command(&program.to_string_lossy()).args(["-f", wireguard::DEVICE]).try_spawn()?;
+        carriers.push(process.pid());
+        running.push(process);
+        let peer = nodes[1 - end].addresses().first().copied().context("no underlay address")?;
+        let peer = SocketAddr::new(peer, wireguard::PORT).to_string();
+        let tool = std::env::current_exe().context("where is this program")?;
+        eventually("wireguard-go takes its configuration", Duration::from_secs(20), || {
+            let configure =
+                node.command(&tool.to_string_lossy()).args(["wireguard", &end.to_string(), &peer]);
+            configure.try_run().is_ok()
+        });
+        node.set_link_mtu(wireguard::DEVICE, mtu);
+        node.set_link_state(wireguard::DEVICE, LinkState::Up);
+    }
+    let way_of_it = Way::Device(wireguard::DEVICE.into());
+    let beside = Beside { name: "wg".into(), subnet: 96, families: kind.pods(), mtu, way: way_of_it };
+    way(WIREGUARD, lab.add_beside(numbers, &beside)?, carriers, running)
 }
 
 fn way(id: &str, [client, server]: [Host; 2], carriers: Vec<i32>, running: Vec<Process>) -> Result<Route> {

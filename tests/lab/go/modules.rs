@@ -106,6 +106,15 @@ pub(super) const MODULES: &[Module] = &[
         // Its backend udp.
         has_c: true,
     },
+    Module {
+        name: "wireguard",
+        title: "wireguard-go is",
+        go: "1.24.2",
+        variables: &["WIREGUARD_GO"],
+        files: files!("wireguard"),
+        programs: &[program("wireguard", "golang.zx2c4.com/wireguard")],
+        definitions: Vec::new,
+    },
 ];
 
 /// The version of the module `k8s.io/kubernetes`.
