@@ -11,24 +11,13 @@ use tests::go;
 #[derive(Debug, Parser)]
 #[command(name = "components", version)]
 struct Arguments {
-    /// Which ones; all that `cargo test` uses if none is named.
+    /// Which ones; all that `cargo test` and `cargo demo --kubernetes` use if none is named.
     #[arg(value_parser = clap::builder::PossibleValuesParser::new(go::names()))]
     names: Vec<String>,
 }
 
-/// What `cargo test` uses.
-const USED: [&str; 10] = [
-    "cnitool",
-    "host-local",
-    "portmap",
-    "bandwidth",
-    "ptp",
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubectl",
-];
+/// Built only where the conformance suite runs: they take longest.
+const ON_DEMAND: [&str; 3] = ["coredns", "e2e.test", "ginkgo"];
 
 fn main() -> ExitCode {
     match run(Arguments::parse().names) {
@@ -42,7 +31,7 @@ fn main() -> ExitCode {
 
 fn run(mut names: Vec<String>) -> Result<()> {
     if names.is_empty() {
-        names.extend(USED.map(str::to_owned));
+        names.extend(go::names().filter(|name| !ON_DEMAND.contains(name)).map(str::to_owned));
     }
     for name in names {
         let (path, seconds) = go::fetch(&name)?;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use overlayd::core::status::Status;
 use tests::load::{Direction, Load, Measured, Outcome, Work};
-use tests::{Beside, Families, Host, Lab, Pod, Server, Way, eventually};
+use tests::{Beside, Families, Host, Lab, Pod, Way, eventually};
 
+use crate::matrix::{Matrix, matching};
 use crate::report::Report;
 
 /// How long each measurement of speed counts.
@@ -50,112 +51,18 @@ impl<'a> World<'a> {
         Some(Self { lab, pods, statuses })
     }
 
+    /// Who reaches whom, and as whom.
+    pub(crate) fn matrix(&self) -> Matrix<'a> {
+        Matrix {
+            lab: self.lab,
+            pods: self.pods.iter().map(|(node, pod)| (*node, Host::clone(pod))).collect(),
+            tunnels: self.lab.nodes().iter().map(tests::Node::tunnel_addresses).collect(),
+        }
+    }
+
     fn pod_on(&self, node: usize, nth: usize) -> Option<&Pod> {
         self.pods.iter().filter(|(owner, _)| *owner == node).map(|(_, pod)| pod).nth(nth)
     }
-}
-
-fn short(host: &Host) -> &str {
-    host.label().split('@').next().unwrap_or_default()
-}
-
-/// Who may be seen when `host` talks: its own addresses, and for a node its tunnel addresses too.
-fn matching(allowed: &[IpAddr], seen: Option<IpAddr>) -> bool {
-    seen.is_some_and(|seen| allowed.contains(&seen))
-}
-
-/// Every pod and node to every pod, every pod to the outside, by TCP and UDP.
-pub(crate) fn matrix(world: &World<'_>, report: &mut Report) {
-    let started = report.attempt("servers in pods and outside", || {
-        let servers: Vec<Server> = world.pods.iter().map(|(_, pod)| pod.serve()).collect();
-        (servers, world.lab.outside().serve())
-    });
-    let Some((servers, outside)) = started else { return };
-    let families: &[bool] =
-        if world.pods.iter().any(|(_, pod)| pod.addresses().len() > 1) { &[true, false] } else { &[true] };
-    for v4 in families {
-        let family = if *v4 { "IPv4" } else { "IPv6" };
-        report.heading(&format!("Who reaches whom over {family}, by TCP and UDP, and as whom"));
-        let names: String = servers.iter().map(|server| format!(" {:^7}", short(server))).collect();
-        let width = if *v4 { 24 } else { 48 };
-        report.line(&format!("  {:<width$}{names} {:^7}  seen as", "from \\ to", "outside"));
-        let pods = world.pods.iter().map(|(node, pod)| (*node, &**pod, true));
-        let nodes = world.lab.nodes().iter().enumerate().map(|(index, node)| (index, &**node, false));
-        for (node, host, is_pod) in pods.chain(nodes) {
-            row(world, report, &Row { node, host, is_pod, v4: *v4, servers: &servers, outside: &outside });
-        }
-    }
-}
-
-struct Row<'a> {
-    node: usize,
-    host: &'a Host,
-    is_pod: bool,
-    v4: bool,
-    servers: &'a [Server],
-    outside: &'a Server,
-}
-
-fn row(world: &World<'_>, report: &mut Report, row: &Row<'_>) {
-    let node = &world.lab.nodes()[row.node];
-    let mut own = row.host.addresses().to_vec();
-    if !row.is_pod {
-        own.extend(node.tunnel_addresses());
-    }
-    let (mut cells, mut inside_seen, mut outside_seen) = (String::new(), Vec::new(), Vec::new());
-    let targets = row.servers.iter().map(|server| (server, false)).chain([(row.outside, true)]);
-    for (server, is_outside) in targets {
-        if server.label() == row.host.label() {
-            cells += &format!(" {:^7}", "·");
-            continue;
-        }
-        let Some(address) = server.addresses().iter().find(|address| address.is_ipv4() == row.v4) else {
-            continue;
-        };
-        // Behind its node's address: that is what island mode promises to the outside.
-        let allowed = if is_outside { node.addresses() } else { &own };
-        let (ok, seen) = probe(report, row.host, server, server.at(*address), allowed);
-        let list = if is_outside { &mut outside_seen } else { &mut inside_seen };
-        for address in seen {
-            if !list.contains(&address) {
-                list.push(address);
-            }
-        }
-        cells += &format!("    {}   ", report.mark(ok));
-    }
-    let join = |list: &[IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let first = row.host.addresses().iter().find(|address| address.is_ipv4() == row.v4);
-    let name = format!("{:<7}{}", short(row.host), first.map(ToString::to_string).unwrap_or_default());
-    let seen = report.dim(&format!("pods: {}; outside: {}", join(&inside_seen), join(&outside_seen)));
-    let width = if row.v4 { 24 } else { 48 };
-    report.line(&format!("  {name:<width$}{cells} {seen}"));
-}
-
-fn probe(
-    report: &mut Report,
-    from: &Host,
-    to: &Server,
-    address: SocketAddr,
-    allowed: &[IpAddr],
-) -> (bool, Vec<IpAddr>) {
-    let family = if address.is_ipv4() { "" } else { ", IPv6" };
-    let name = |kind: &str| format!("{} to {} by {kind}{family}", short(from), short(to));
-    let tcp = report.attempt(&name("TCP"), || from.tcp(address));
-    let udp = report.attempt(&name("UDP"), || from.udp(address, 128));
-    let (Some(tcp), Some(udp)) = (tcp, udp) else { return (false, Vec::new()) };
-    let mut seen = Vec::new();
-    let mut all = true;
-    let answers = [
-        ("TCP", tcp.seen.map(|seen| seen.ip()), tcp.error.unwrap_or_default()),
-        ("UDP", udp.seen.map(|seen| seen.ip()), format!("no answer: {udp:?}")),
-    ];
-    for (kind, address, error) in answers {
-        let ok = matching(allowed, address);
-        let detail = address.map_or(error, |address| format!("seen as {address}"));
-        all &= report.keep(name(kind), ok, detail);
-        seen.extend(address);
-    }
-    (all, seen)
 }
 
 /// The largest packet passes whole; one byte more brings back an ICMP that says how much would fit.

@@ -2,6 +2,8 @@
 
 mod checks;
 mod draw;
+mod kubernetes;
+mod matrix;
 mod report;
 
 use std::path::PathBuf;
@@ -27,6 +29,9 @@ struct Arguments {
     /// IPv6 too: dual-stack pods and underlay.
     #[arg(long)]
     ipv6: bool,
+    /// On real Kubernetes: every node with containerd, kubelet and kube-proxy, overlayd installed by its manifest.
+    #[arg(long, conflicts_with_all = ["ipv6", "pods"])]
+    kubernetes: bool,
     /// One JSON document on standard output; progress goes to standard error.
     #[arg(long)]
     json: bool,
@@ -37,6 +42,9 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     keep_logs: Option<PathBuf>,
 }
+
+/// What is said before a shell.
+const SHELL: &str = "A shell on node-1 (leave with exit; everything then goes away)";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -76,6 +84,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
     report.heading("Build");
     tests::binaries::Binaries::build()?;
+    if arguments.kubernetes {
+        return kubernetes::run(arguments, report);
+    }
     let families = if arguments.ipv6 { Families::Dual } else { Families::V4 };
     report.heading(&format!("Start {} nodes with {} pods each", arguments.nodes, arguments.pods));
     // Long enough for somebody who looks around in the shell.
@@ -94,7 +105,7 @@ fn run(arguments: &Arguments, report: &mut Report) -> Result<()> {
         for line in draw::topology(&lab, &world.statuses, &world.pods) {
             report.line(&line);
         }
-        checks::matrix(world, report);
+        matrix::show(&world.matrix(), report);
         checks::path_mtu(world, report);
         checks::speed(world, report);
         checks::restart(world, report);
@@ -124,26 +135,31 @@ fn keep_logs(lab: &Lab, directory: &std::path::Path) -> Result<()> {
 }
 
 fn shell(lab: &Lab, world: Option<&checks::World>, report: &Report) -> Result<()> {
-    report.heading("A shell on node-1 (leave with exit; everything then goes away)");
+    report.heading(SHELL);
     report.line("  overlayd status              what the daemon says");
     report.line("  ip addr; ip route            the node's links and routes, if iproute2 is installed");
     for (_, pod) in world.iter().flat_map(|world| &world.pods).filter(|(node, _)| *node == 0) {
         let path = pod.result()["interfaces"][1]["sandbox"].as_str().unwrap_or_default().to_owned();
         report.line(&format!("  nsenter --net={path} ip addr      inside {}", pod.label()));
     }
+    let binaries = tests::binaries::Binaries::build()?;
+    let directory = binaries.overlayd().parent().context("binaries")?.to_owned();
+    interact(&lab.node(1), &[&directory], &[("OVERLAYD_RUN_DIR", tests::node::RUN_DIR)])
+}
+
+/// A shell on a node, with these directories of programs first.
+fn interact(node: &tests::Host, directories: &[&std::path::Path], variables: &[(&str, &str)]) -> Result<()> {
     // The terminal's interrupt key is for the shell, not for the demo.
     // SAFETY: ignoring a signal installs no handler code.
     unsafe { nix::sys::signal::signal(nix::sys::signal::SIGINT, nix::sys::signal::SigHandler::SigIgn) }
         .context("ignore SIGINT")?;
     let program = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
-    let binaries = tests::binaries::Binaries::build()?;
-    let mut path = binaries.overlayd().parent().context("binaries")?.as_os_str().to_owned();
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
-    lab.node(1)
-        .command(&program)
-        .env("PATH", path.to_string_lossy())
-        .env("OVERLAYD_RUN_DIR", tests::node::RUN_DIR)
-        .interact()?;
+    let mut path: String = directories.iter().map(|directory| format!("{}:", directory.display())).collect();
+    path += &std::env::var("PATH").unwrap_or_default();
+    let mut command = node.command(&program).env("PATH", path);
+    for (name, value) in variables {
+        command = command.env(name, value);
+    }
+    command.interact()?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod cleanup;
+mod cluster;
 mod cni;
 mod cni_spec;
 mod config;

@@ -123,3 +123,38 @@ fn build() -> Result<Binaries> {
     }
     Ok(Binaries { directory: target.artifacts })
 }
+
+/// The programs as they are shipped, static and optimised: builds them as `cargo ship` does, unless done before. The daemon, then the
+/// plugin.
+///
+/// # Errors
+/// If the build fails; the compiler's words have gone to standard error.
+pub fn shipped() -> Result<[PathBuf; 2]> {
+    static BUILT: OnceLock<Result<[PathBuf; 2], String>> = OnceLock::new();
+    BUILT.get_or_init(|| ship().map_err(|error| format!("{error:#}"))).clone().map_err(|why| anyhow!(why))
+}
+
+fn ship() -> Result<[PathBuf; 2]> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no workspace")?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .args(["ship", "--message-format", "json-render-diagnostics"])
+        .arg("--target-dir")
+        .arg(target_directory()?);
+    // They would be used instead of those that the alias names.
+    forget_own_package(&mut cargo);
+    cargo.current_dir(workspace).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("run cargo ship")?;
+    if !output.status.success() {
+        bail!("the shipped programs do not build ({}); the compiler's words are above", output.status);
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let find = |name: &str| {
+        messages.lines().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from))?
+        })
+    };
+    let program = |name: &str| find(name).with_context(|| format!("cargo ship built no {name}"));
+    Ok([program("overlayd")?, program("cni-shim")?])
+}

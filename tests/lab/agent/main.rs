@@ -8,6 +8,7 @@ mod firewall;
 mod init;
 mod ioctl;
 mod load;
+mod machine;
 mod net;
 mod rtnetlink;
 mod socket;
@@ -17,7 +18,7 @@ mod view;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,7 +46,14 @@ enum Tool {
     /// Deletes /run/netns/NAME.
     NetnsDelete { name: String },
     /// Writes standard input to a file: aside first, then renamed into place.
-    Put { path: PathBuf },
+    Put {
+        path: PathBuf,
+        /// Permission bits, octal.
+        #[arg(long, default_value = "644", value_parser = octal)]
+        mode: u32,
+    },
+    /// Gives this mount namespace the directories of a machine of its own.
+    Machine,
     /// Prints a file.
     Cat { path: PathBuf },
     /// Puts a symbolic link in the place of whatever has this path, by a rename.
@@ -137,7 +145,8 @@ fn run(tool: Tool) -> Result<()> {
         Tool::Hold => init::hold(),
         Tool::NetnsAdd { name } => init::add_netns(&name),
         Tool::NetnsDelete { name } => init::delete_netns(&name),
-        Tool::Put { path } => put(&path),
+        Tool::Put { path, mode } => put(&path, mode),
+        Tool::Machine => machine::prepare(),
         Tool::Cat { path } => {
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(io::stdout().write_all(&bytes)?)
@@ -225,7 +234,11 @@ fn symlink(target: &std::path::Path, path: &std::path::Path) -> Result<()> {
     fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
 }
 
-fn put(path: &std::path::Path) -> Result<()> {
+fn octal(text: &str) -> Result<u32, std::num::ParseIntError> {
+    u32::from_str_radix(text, 8)
+}
+
+fn put(path: &std::path::Path, mode: u32) -> Result<()> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes)?;
     if let Some(parent) = path.parent() {
@@ -234,5 +247,6 @@ fn put(path: &std::path::Path) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     fs::write(&aside, &bytes).with_context(|| format!("write {}", path.display()))?;
+    fs::set_permissions(&aside, fs::Permissions::from_mode(mode)).context("set permissions")?;
     fs::rename(&aside, path).with_context(|| format!("rename to {}", path.display()))
 }

@@ -81,6 +81,22 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     MODULES.iter().flat_map(|module| module.programs).map(|program| program.name)
 }
 
+/// Where the sources of a module lie that the module under `tests/go` of this name requires, for the files in it that are no programs.
+///
+/// # Errors
+/// If Go is not there, or has no such module.
+pub fn module_directory(name: &str, path: &str) -> Result<PathBuf> {
+    let mut go = Command::new(env::var_os("GO").unwrap_or_else(|| "go".into()));
+    go.args(["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", path]);
+    go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("go").join(name)).stdin(Stdio::null());
+    let output = go.output().context("run go: install Go")?;
+    let directory = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    if !directory.is_dir() {
+        bail!("Go knows no directory of {path}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(directory)
+}
+
 fn cached(module: &Module, program: &Program) -> Result<(PathBuf, Option<f64>)> {
     let cache = target_directory()?.join("go");
     let directory = cache.join(format!("{}-{}", module.name, pin(module)));
@@ -111,7 +127,7 @@ fn build(module: &Module, program: &Program, path: &Path) -> Result<()> {
     let aside = path.with_extension("new");
     let definitions: String = (module.definitions)().iter().map(|one| format!(" -X {one}")).collect();
     let mut go = Command::new(env::var_os("GO").unwrap_or_else(|| "go".into()));
-    go.arg("build");
+    go.args(if program.is_test { ["test", "-c"].as_slice() } else { ["build"].as_slice() });
     go.args([
         "-trimpath",
         "-buildvcs=false",
@@ -120,7 +136,11 @@ fn build(module: &Module, program: &Program, path: &Path) -> Result<()> {
         &format!("-s -w{definitions}"),
         "-o",
     ]);
-    go.arg(&aside).arg(program.package);
+    go.arg(&aside);
+    if !module.tags.is_empty() {
+        go.args(["-tags", module.tags]);
+    }
+    go.arg(program.package);
     go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("go").join(module.name));
     go.env("CGO_ENABLED", if module.has_c { "1" } else { "0" }).env_remove("GOFLAGS");
     let status = go
@@ -136,7 +156,11 @@ fn build(module: &Module, program: &Program, path: &Path) -> Result<()> {
 
 fn remedy(module: &Module) -> String {
     let programs: Vec<&str> = module.programs.iter().map(|program| program.name).collect();
-    let compiler = if module.has_c { " and a C compiler" } else { "" };
+    let compiler = match (module.has_c, module.tags) {
+        (true, "") => " and a C compiler",
+        (true, _) => ", a C compiler and libseccomp (libseccomp-dev and pkg-config)",
+        (false, _) => "",
+    };
     format!(
         "{} needed: install Go {} or newer{compiler}, or set {} to a directory with {}",
         module.title,

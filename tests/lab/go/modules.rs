@@ -18,6 +18,8 @@ pub(super) struct Module {
     pub(super) definitions: fn() -> Vec<String>,
     /// Whether parts are in C.
     pub(super) has_c: bool,
+    /// Build tags. runc has one: without libseccomp it refuses every pod with a seccomp profile.
+    pub(super) tags: &'static str,
 }
 
 /// A program of a module.
@@ -25,10 +27,12 @@ pub(super) struct Module {
 pub(super) struct Program {
     pub(super) name: &'static str,
     pub(super) package: &'static str,
+    /// Built as the package's tests.
+    pub(super) is_test: bool,
 }
 
 const fn program(name: &'static str, package: &'static str) -> Program {
-    Program { name, package }
+    Program { name, package, is_test: false }
 }
 
 macro_rules! files {
@@ -56,12 +60,14 @@ pub(super) const CNI: Module = Module {
     programs: &[
         program("cnitool", "github.com/containernetworking/cni/cnitool"),
         program("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
+        program("loopback", "github.com/containernetworking/plugins/plugins/main/loopback"),
         program("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
         program("bandwidth", "github.com/containernetworking/plugins/plugins/meta/bandwidth"),
         program("ptp", "github.com/containernetworking/plugins/plugins/main/ptp"),
     ],
     definitions: Vec::new,
     has_c: false,
+    tags: "",
 };
 
 pub(super) const MODULES: &[Module] = &[
@@ -75,6 +81,7 @@ pub(super) const MODULES: &[Module] = &[
         programs: &[program("etcd", "go.etcd.io/etcd/server/v3")],
         definitions: Vec::new,
         has_c: false,
+        tags: "",
     },
     Module {
         name: "kubernetes",
@@ -86,10 +93,16 @@ pub(super) const MODULES: &[Module] = &[
             program("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
             program("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
             program("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+            program("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
             program("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+            program("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+            program("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+            program("ginkgo", "github.com/onsi/ginkgo/v2/ginkgo"),
+            Program { name: "e2e.test", package: "k8s.io/kubernetes/test/e2e", is_test: true },
         ],
         definitions: kubernetes_definitions,
         has_c: false,
+        tags: "",
     },
     Module {
         name: "flannel",
@@ -105,6 +118,58 @@ pub(super) const MODULES: &[Module] = &[
         definitions: Vec::new,
         // Its backend udp.
         has_c: true,
+        tags: "",
+    },
+    Module {
+        name: "containerd",
+        title: "containerd is",
+        go: "1.26.6",
+        variables: &[OWN],
+        files: files!("containerd"),
+        programs: &[
+            program("containerd", "github.com/containerd/containerd/v2/cmd/containerd"),
+            program(
+                "containerd-shim-runc-v2",
+                "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+            ),
+            program("ctr", "github.com/containerd/containerd/v2/cmd/ctr"),
+        ],
+        definitions: Vec::new,
+        has_c: false,
+        tags: "",
+    },
+    Module {
+        name: "runc",
+        title: "runc is",
+        go: "1.26",
+        variables: &[OWN],
+        files: files!("runc"),
+        programs: &[program("runc", "github.com/opencontainers/runc")],
+        definitions: Vec::new,
+        has_c: true,
+        tags: "seccomp",
+    },
+    Module {
+        name: "coredns",
+        title: "CoreDNS is",
+        go: "1.26",
+        variables: &[OWN],
+        files: files!("coredns"),
+        programs: &[program("coredns", "github.com/coredns/coredns")],
+        definitions: Vec::new,
+        has_c: false,
+        tags: "",
+    },
+    Module {
+        name: "pause",
+        title: "the program of a pod's first container is",
+        go: "1.24",
+        variables: &[OWN],
+        files: &[include_str!("../../go/pause/go.mod"), include_str!("../../go/pause/main.go")],
+        programs: &[program("pause", ".")],
+        definitions: Vec::new,
+        has_c: false,
+        tags: "",
     },
     Module {
         name: "wireguard",

@@ -23,6 +23,14 @@ impl Host {
         self.tool("put").arg(path).stdin(contents).try_run().map(drop)
     }
 
+    /// Writes a file that can be run, aside first and then renamed into place.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn try_write_program(&self, path: &str, contents: impl Into<Vec<u8>>) -> Result<()> {
+        self.tool("put").args([path, "--mode", "755"]).stdin(contents).try_run().map(drop)
+    }
+
     /// Reads a file.
     ///
     /// # Panics

@@ -53,6 +53,12 @@ impl Host {
         self.netns.as_deref()
     }
 
+    /// The same place by another name.
+    #[must_use]
+    pub fn renamed(&self, label: &str) -> Self {
+        Self { label: label.to_owned(), ..self.clone() }
+    }
+
     /// Its name, for messages.
     #[must_use]
     pub fn label(&self) -> &str {

@@ -63,7 +63,8 @@ impl Capture {
 }
 
 /// The last lines of a text.
-pub(crate) fn tail(text: &str, lines: usize) -> String {
+#[must_use]
+pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

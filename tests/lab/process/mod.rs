@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 
 use self::capture::Capture;
-pub(crate) use self::capture::tail;
+pub use self::capture::tail;
 pub use self::command::Command;
 use crate::must;
 use crate::protocol::{Answer, Exit, Order};

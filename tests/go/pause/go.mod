@@ -1,0 +1,3 @@
+module overlayd/tests/pause
+
+go 1.24
