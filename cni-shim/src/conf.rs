@@ -229,15 +229,16 @@ fn incompatible(version: Option<&str>) -> CniError {
 pub fn read_input(input: impl Read + Send + 'static, patience: Duration) -> Result<Vec<u8>, CniError> {
     let (sender, receiver) = mpsc::sync_channel(1);
     // A blocked read cannot be interrupted; its thread ends with the process.
-    std::thread::spawn(move || {
+    let read = move || {
         let mut text = Vec::new();
         let outcome = input.take(SIZE_LIMIT + 1).read_to_end(&mut text).map(|_| text);
         // Nobody listens any more if the time ran out.
         let _ = sender.send(outcome);
-    });
+    };
     let failed = |cause: String| {
         CniError::new(Code::Io, format!("read the network configuration from standard input: {cause}"))
     };
+    std::thread::Builder::new().spawn(read).map_err(|error| failed(format!("start a thread: {error}")))?;
     let text = receiver
         .recv_timeout(patience)
         .map_err(|_| failed(format!("it did not end within {} s", patience.as_secs_f32())))?

@@ -29,7 +29,12 @@ const WATCHDOG_STATUS: Duration = Duration::from_millis(900);
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
-    watch();
+    if let Err(error) = watch() {
+        // Without a watch a step that hangs would hang the runtime.
+        let message = format!("the overlayd plugin cannot start a thread: {error}");
+        let error = CniError::new(Code::TryAgainLater, message);
+        return fail(&Refused { version: Version::NEWEST, error });
+    }
     if stdout_is_closed() {
         log(format_args!("standard output is closed: nobody would hear the answer, so nothing is done"));
         return ExitCode::FAILURE;
@@ -93,14 +98,14 @@ fn print(document: &str) -> io::Result<()> {
 }
 
 /// Ends the process with an error when it takes too long. What it made by then the runtime's DEL takes back.
-fn watch() {
+fn watch() -> io::Result<()> {
     let command = std::env::var_os("CNI_COMMAND").unwrap_or_default();
     let (patience, code) = match command.to_str() {
         Some("DEL") => (WATCHDOG_DEL, Code::TryAgainLater),
         Some("STATUS") => (WATCHDOG_STATUS, Code::Unavailable),
         _ => (WATCHDOG, Code::TryAgainLater),
     };
-    thread::spawn(move || {
+    let wait = move || {
         thread::sleep(patience);
         let message = format!("the overlayd plugin did not finish within {} s", patience.as_secs_f32());
         let error = CniError::new(code, message);
@@ -109,5 +114,6 @@ fn watch() {
             thread::sleep(LAST_WORDS);
         }
         std::process::exit(1);
-    });
+    };
+    thread::Builder::new().spawn(wait).map(drop)
 }

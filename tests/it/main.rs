@@ -5,6 +5,7 @@
 mod cleanup;
 mod cluster;
 mod cni;
+mod cni_fire;
 mod cni_spec;
 mod config;
 mod control_plane;

@@ -39,6 +39,7 @@
 //! * [`Node::use_kubeconfig`] for a daemon that takes its Nodes from an API server, and [`Host::api_proxy`], a door to that server that
 //!   does harm on demand.
 //! * [`Lab::add_beside`]: hosts that reach each other without the daemon, to measure it against; [`load`]: generators for that.
+//! * [`kills`]: plugins and daemons killed at random moments.
 //! * [`kubernetes`]: a real control plane beside the nodes.
 //! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
@@ -54,6 +55,7 @@ mod core;
 pub mod firewall;
 pub mod go;
 pub mod host;
+pub mod kills;
 pub mod kubernetes;
 mod lab;
 pub mod load;

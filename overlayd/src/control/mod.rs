@@ -62,7 +62,12 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
 
     let changed = Arc::new(Notify::new());
     let notify = Arc::clone(&changed);
-    let _watch = kernel::watch(move || notify.notify_one()).context("subscribe to kernel changes")?;
+    let (gone, mut veths_gone) = mpsc::unbounded_channel();
+    let gone = move |name| {
+        // Nobody to tell any more: the loop has ended.
+        let _ = gone.send(name);
+    };
+    let _watch = kernel::watch(move || notify.notify_one(), gone).context("subscribe to kernel changes")?;
     let (mut control, mut news) = Control::new(config)?;
     let known = control.load_cache();
     let (mut edge, _tasks) = open_edge(&mut control, known)?;
@@ -85,6 +90,7 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
                 let status = edge.conflist.borrow_and_update().clone();
                 control.on_conflist(status);
             }
+            Some(name) = veths_gone.recv() => control.on_veth_gone(&name),
             Some(event) = news.rare.recv() => control.on_datapath(event),
             Some(event) = news.path_mtus.recv() => control.on_datapath(event),
             () = control.board.asked() => control.asked = true,
@@ -245,12 +251,22 @@ impl Control {
         }
         self.listen();
         self.tell_strays();
+        if let Some(leases) = &mut self.leases {
+            leases.expire(self.epoch.elapsed());
+        }
         self.publish_due = true;
     }
 
     fn on_kernel(&mut self) {
         self.reconciler.kernel_changed();
         self.tunnel.kernel_changed();
+    }
+
+    fn on_veth_gone(&mut self, name: &str) {
+        if let Some(leases) = &mut self.leases {
+            leases.veth_gone(name, self.epoch.elapsed());
+            self.publish_due = true;
+        }
     }
 
     fn derive_cluster(&mut self) {

@@ -21,6 +21,10 @@ use wire::tag::{Alias, veth_name};
 /// How long an allocation may stay without a veth: longer than the plugin's own limit of 20 s.
 pub const IN_FLIGHT_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long an allocation is kept in flight when its veth has gone. The news of it may be of an earlier veth of the
+/// attachment, whose new one is made within some milliseconds.
+pub const GONE_LIMIT: Duration = Duration::from_secs(1);
+
 /// One veth of ours as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedVeth {
@@ -242,6 +246,16 @@ impl Leases {
         self.in_flight.remove(attachment);
     }
 
+    /// The veth of this name was deleted, perhaps before any observation showed it: an allocation in flight for it ends
+    /// soon. Should a slow plugin still make its veth then, the kernel lets it have the address only if nobody has.
+    pub fn veth_gone(&mut self, name: &str, now: Duration) {
+        for (attachment, flight) in &mut self.in_flight {
+            if veth_name(attachment) == name {
+                flight.deadline = flight.deadline.min(now.saturating_add(GONE_LIMIT));
+            }
+        }
+    }
+
     /// What this attachment holds, in flight or by its veth.
     #[must_use]
     pub fn addresses_of(&self, attachment: &Attachment) -> Option<&[IpAddr]> {
@@ -276,7 +290,8 @@ impl Leases {
         several.map(|(address, veths)| LeaseConflict { address, veths }).collect()
     }
 
-    fn expire(&mut self, now: Duration) {
+    /// Ends the allocations in flight whose time is over. Every call that gives addresses does so first.
+    pub fn expire(&mut self, now: Duration) {
         self.in_flight.retain(|_, flight| now < flight.deadline);
     }
 

@@ -2,24 +2,33 @@
 //!
 //! Whoever may connect (uid 0 as this process sees it) could as well change the kernel itself, so the limits here
 //! are against accidents, not attacks: a bounded number of connections, a deadline for the request, the frame's size limit.
+//!
+//! Everybody is let in at once, and where too many have not said what they want, the one that has been silent longest is
+//! put out for the next. So a crowd of idlers never keeps a plugin waiting, which asks as soon as it is connected.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use wire::ipc::{self, FRAME_LIMIT, FrameError, HEADER_LEN, RefusalKind, Reply, Request};
 
 /// Name of the socket in the run directory.
 pub const SOCKET_FILE: &str = "cni.sock";
 
-/// Connections served at a time; more wait in the listen queue.
-const CONNECTIONS: usize = 128;
+/// Connections at a time that have not sent a whole request. With those below they stay within the 1,024 descriptors
+/// that a process usually may have.
+const SILENT: usize = 256;
+
+/// Requests at a time; more are told to come again, as the plugin does by itself.
+const REQUESTS: usize = 256;
 
 /// How long a client may take to send its request, and again to take the reply.
 const CLIENT_LIMIT: Duration = Duration::from_secs(2);
@@ -52,16 +61,13 @@ enum Broken {
 
 /// Accepts until dropped. Only clients of this uid are served.
 pub async fn serve(listener: UnixListener, uid: u32, calls: mpsc::Sender<Call>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let desk = Arc::new(Desk { silent: Mutex::default(), requests: Semaphore::new(REQUESTS), calls });
+    let mut number = 0;
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let calls = calls.clone();
-                tokio::spawn(async move {
-                    converse(stream, uid, &calls).await;
-                    drop(permit);
-                });
+                number += 1;
+                desk.admit(number, converse(stream, uid, number, Arc::clone(&desk)));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection of the CNI plugin");
@@ -71,32 +77,72 @@ pub async fn serve(listener: UnixListener, uid: u32, calls: mpsc::Sender<Call>) 
     }
 }
 
-async fn converse(mut stream: UnixStream, uid: u32, calls: &mpsc::Sender<Call>) {
+/// Where requests are taken.
+struct Desk {
+    /// Conversations without a whole request, by number: the lowest is the oldest.
+    silent: Mutex<BTreeMap<u64, AbortHandle>>,
+    requests: Semaphore,
+    calls: mpsc::Sender<Call>,
+}
+
+impl Desk {
+    fn silent(&self) -> MutexGuard<'_, BTreeMap<u64, AbortHandle>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a conversation, in the place of the oldest silent one if there are too many.
+    fn admit(&self, number: u64, conversation: impl Future<Output = ()> + Send + 'static) {
+        // Locked before it starts: it may end at once.
+        let mut silent = self.silent();
+        silent.insert(number, tokio::spawn(conversation).abort_handle());
+        if silent.len() > SILENT
+            && let Some((_, oldest)) = silent.pop_first()
+        {
+            oldest.abort();
+        }
+    }
+
+    /// False if this conversation has been put out.
+    fn is_heard(&self, number: u64) -> bool {
+        self.silent().remove(&number).is_some()
+    }
+}
+
+async fn converse(mut stream: UnixStream, uid: u32, number: u64, desk: Arc<Desk>) {
     match stream.peer_cred() {
-        Ok(peer) if peer.uid() == uid => {}
-        Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), "a client of the CNI socket is not root: refused");
-            return;
-        }
-        Err(error) => {
-            tracing::warn!(%error, "cannot tell who connects to the CNI socket");
-            return;
-        }
-    }
-    match timeout(CLIENT_LIMIT, receive(&mut stream)).await.unwrap_or(Err(Broken::Slow)) {
-        Ok(request) => {
-            if let Some(reply) = ask(request, &stream, calls).await {
-                send(&mut stream, &reply).await;
+        Ok(peer) if peer.uid() == uid => match timeout(CLIENT_LIMIT, receive(&mut stream)).await {
+            Ok(Ok(request)) => {
+                if desk.is_heard(number) {
+                    answer(request, stream, &desk).await;
+                }
+                return;
             }
-        }
-        Err(error) => {
-            tracing::debug!(%error, "bad request on the CNI socket");
-            send(&mut stream, &refused(RefusalKind::Invalid, error.to_string())).await;
-            // Closing with unread bytes would reset the connection, perhaps before the client read the reply.
-            let mut rest = stream.take(FRAME_LIMIT as u64);
-            let _ = timeout(CLIENT_LIMIT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
-        }
+            Ok(Err(error)) => turn_away(stream, &error).await,
+            Err(_) => turn_away(stream, &Broken::Slow).await,
+        },
+        Ok(peer) => tracing::warn!(uid = peer.uid(), "a client of the CNI socket is not root: refused"),
+        Err(error) => tracing::warn!(%error, "cannot tell who connects to the CNI socket"),
     }
+    desk.is_heard(number);
+}
+
+async fn answer(request: Request, mut stream: UnixStream, desk: &Desk) {
+    let Ok(_permit) = desk.requests.try_acquire() else {
+        let busy = format!("overlayd has {REQUESTS} requests to answer first");
+        send(&mut stream, &refused(RefusalKind::NotReady, busy)).await;
+        return;
+    };
+    if let Some(reply) = ask(request, &stream, &desk.calls).await {
+        send(&mut stream, &reply).await;
+    }
+}
+
+async fn turn_away(mut stream: UnixStream, error: &Broken) {
+    tracing::debug!(%error, "bad request on the CNI socket");
+    send(&mut stream, &refused(RefusalKind::Invalid, error.to_string())).await;
+    // Closing with unread bytes would reset the connection, perhaps before the client read the reply.
+    let mut rest = stream.take(FRAME_LIMIT as u64);
+    let _ = timeout(CLIENT_LIMIT, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
 }
 
 async fn receive(stream: &mut UnixStream) -> Result<Request, Broken> {
@@ -266,6 +312,32 @@ mod tests {
         let reply = read_reply(&mut client).await;
         assert!(matches!(reply, Reply::Refused { kind: RefusalKind::Invalid, .. }), "{reply:?}");
         assert!(start.elapsed() < CLIENT_LIMIT * 3, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test]
+    async fn the_oldest_silent_client_makes_room_for_the_next() {
+        let mut server = Server::start(own_uid());
+        let mut crowd = Vec::new();
+        for _ in 0..=SILENT {
+            crowd.push(server.connect().await);
+        }
+        let mut bytes = Vec::new();
+        // Put out without a word, long before its time.
+        let ended = timeout(CLIENT_LIMIT / 2, crowd[0].read_to_end(&mut bytes)).await;
+        assert!(ended.is_ok_and(|ended| ended.is_err() || bytes.is_empty()));
+        let mut client = server.connect().await;
+        client.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
+        server.calls.recv().await.unwrap().reply.send(Reply::Done).unwrap();
+        assert_eq!(read_reply(&mut client).await, Reply::Done);
+        // Whoever has asked is not silent any more, however many come after.
+        let mut asker = server.connect().await;
+        asker.write_all(&ipc::encode(&release()).unwrap()).await.unwrap();
+        let call = server.calls.recv().await.unwrap();
+        for _ in 0..=SILENT {
+            crowd.push(server.connect().await);
+        }
+        call.reply.send(Reply::Done).unwrap();
+        assert_eq!(read_reply(&mut asker).await, Reply::Done);
     }
 
     #[tokio::test]

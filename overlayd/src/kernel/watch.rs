@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use cni_shim::netlink::attribute;
 use netlink_sys::{
     Socket,
     protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use wire::tag::VETH_PREFIX;
 
 use super::KernelError;
 
@@ -49,23 +51,32 @@ impl Drop for Watch {
     }
 }
 
-/// Calls `notify` (from its own thread) after every burst of changes, also our own.
+/// Calls `notify` (from its own thread) after every burst of changes, also our own, and before it `gone` with the name of
+/// each link of ours that went: one that came and went within a burst is never seen by a read.
 ///
 /// # Errors
 /// If the kernel refuses the sockets.
-pub fn watch(notify: impl Fn() + Send + 'static) -> Result<Watch, KernelError> {
+pub fn watch(
+    notify: impl Fn() + Send + 'static,
+    gone: impl Fn(String) + Send + 'static,
+) -> Result<Watch, KernelError> {
     let subscribe_all = || -> io::Result<Vec<Socket>> {
         Ok(vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, &[NFTABLES_GROUP])?])
     };
-    let open = || start(subscribe_all()?, notify);
+    let open = || start(subscribe_all()?, notify, gone);
     open().map_err(|error| KernelError(format!("subscribe to kernel changes: {error}")))
 }
 
-fn start(sockets: Vec<Socket>, notify: impl Fn() + Send + 'static) -> io::Result<Watch> {
+fn start(
+    sockets: Vec<Socket>,
+    notify: impl Fn() + Send + 'static,
+    gone: impl Fn(String) + Send + 'static,
+) -> io::Result<Watch> {
     let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let watcher = Watcher { sockets, stop: Arc::clone(&stop) };
-    let thread =
-        std::thread::Builder::new().name("kernel-watch".to_owned()).spawn(move || watcher.run(notify))?;
+    let thread = std::thread::Builder::new()
+        .name("kernel-watch".to_owned())
+        .spawn(move || watcher.run(notify, &gone))?;
     Ok(Watch { stop, thread: Some(thread) })
 }
 
@@ -85,9 +96,9 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn run(&self, notify: impl Fn()) {
+    fn run(&self, notify: impl Fn(), gone: &dyn Fn(String)) {
         loop {
-            match self.wait(PollTimeout::NONE) {
+            match self.wait(PollTimeout::NONE, gone) {
                 Wake::Changed => {}
                 Wake::Noise | Wake::Quiet => continue,
                 Wake::Stop => return,
@@ -95,7 +106,7 @@ impl Watcher {
             let began = Instant::now();
             while began.elapsed() < LONGEST_BURST {
                 let quiet = PollTimeout::try_from(QUIET).unwrap_or(PollTimeout::ZERO);
-                match self.wait(quiet) {
+                match self.wait(quiet, gone) {
                     Wake::Changed | Wake::Noise => {}
                     Wake::Quiet => break,
                     Wake::Stop => return,
@@ -105,7 +116,7 @@ impl Watcher {
         }
     }
 
-    fn wait(&self, timeout: PollTimeout) -> Wake {
+    fn wait(&self, timeout: PollTimeout, gone: &dyn Fn(String)) -> Wake {
         let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let sockets = self.sockets.iter().map(|socket| input(socket.as_fd()));
         let mut fds: Vec<PollFd<'_>> = std::iter::once(input(self.stop.as_fd())).chain(sockets).collect();
@@ -118,7 +129,7 @@ impl Watcher {
         if fds.first().and_then(PollFd::any) == Some(true) {
             return Wake::Stop;
         }
-        let changed = self.sockets.iter().map(drain).fold(false, |any, one| any | one);
+        let changed = self.sockets.iter().map(|socket| drain(socket, gone)).fold(false, |any, one| any | one);
         if changed { Wake::Changed } else { Wake::Noise }
     }
 }
@@ -134,7 +145,7 @@ enum Wake {
 
 /// Empties the queue. Whether anything in it matters: what else the messages say does not, as everything is read
 /// anew; nor does it if the kernel had to drop some (ENOBUFS, which clears itself when reported).
-fn drain(socket: &Socket) -> bool {
+fn drain(socket: &Socket, gone: &dyn Fn(String)) -> bool {
     let mut buffer = [0u8; 256];
     let mut matters = false;
     loop {
@@ -144,9 +155,26 @@ fn drain(socket: &Socket) -> bool {
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => matters = true,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return matters,
-            Ok(length) => matters |= buffer.get(..length).is_none_or(is_change),
+            // Of a longer message this is its begin, which has all that is looked at.
+            Ok(length) => {
+                let message = buffer.get(..length).unwrap_or_default();
+                matters |= is_change(message);
+                if let Some(name) = deleted_veth(message) {
+                    gone(name);
+                }
+            }
         }
     }
+}
+
+/// The name of the pod's link that this notification says is deleted. The name is the first attribute behind `struct
+/// nlmsghdr` and `struct ifinfomsg` (`rtnl_fill_ifinfo`).
+fn deleted_veth(message: &[u8]) -> Option<String> {
+    let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
+    if kind != Some(libc::RTM_DELLINK) {
+        return None;
+    }
+    attribute::text(message.get(32..)?, libc::IFLA_IFNAME).filter(|name| name.starts_with(VETH_PREFIX))
 }
 
 /// Whether a notification (`struct nlmsghdr` first) is of a change that could concern us.
@@ -170,13 +198,24 @@ mod tests {
     }
 
     #[test]
+    fn a_deleted_link_of_ours_is_named() {
+        let message = |kind: u16, name: &str| {
+            let name = attribute::Attributes::default().text(libc::IFLA_IFNAME, name).bytes();
+            [&[0; 4][..], &kind.to_ne_bytes(), &[0; 26], &name].concat()
+        };
+        let deleted = message(libc::RTM_DELLINK, "ovp0123456789ab");
+        assert_eq!(deleted_veth(&deleted).as_deref(), Some("ovp0123456789ab"));
+        assert_eq!(deleted_veth(&message(libc::RTM_DELLINK, "eth0")), None);
+        assert_eq!(deleted_veth(&message(libc::RTM_NEWLINK, "ovp0123456789ab")), None);
+        assert!((0..deleted.len() - 1).all(|length| deleted_veth(&deleted[..length]).is_none()));
+    }
+
+    #[test]
     fn dropping_a_watch_ends_its_thread() {
         let (sender, receiver) = mpsc::channel::<()>();
         // The nftables group needs a privilege that unit tests do not have.
-        let watch = start(vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap()], move || {
-            sender.send(()).unwrap_or(());
-        })
-        .unwrap();
+        let sockets = vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap()];
+        let watch = start(sockets, move || sender.send(()).unwrap_or(()), |_| {}).unwrap();
         drop(watch);
         while receiver.recv().is_ok() {}
     }

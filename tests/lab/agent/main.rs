@@ -83,6 +83,15 @@ enum Tool {
     Mode { path: PathBuf },
     /// Opens connections to a unix socket and says next to nothing on them.
     Loiter { path: PathBuf, count: usize, hex: String },
+    /// Relays the plugin's requests under another version.
+    Skew {
+        path: PathBuf,
+        target: PathBuf,
+        #[arg(long, allow_hyphen_values = true)]
+        by: i8,
+        #[arg(long)]
+        unknown: Option<u8>,
+    },
     /// Prints links, addresses and routes as JSON.
     Observe,
     /// Carries out one step of network setup (JSON) in this network namespace.
@@ -170,6 +179,7 @@ fn run(tool: Tool) -> Result<()> {
             Ok(())
         }
         Tool::Loiter { path, count, hex } => socket::loiter(&path, count, &hex),
+        Tool::Skew { path, target, by, unknown } => socket::skew(&path, &target, by, unknown),
         Tool::Observe => view::observe(),
         Tool::Step { step } => net::inside(serde_json::from_str(&step).context("step")?),
         Tool::Serve { port } => traffic::server::serve(port),

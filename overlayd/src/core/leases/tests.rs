@@ -349,3 +349,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_allocation_whose_veth_went_unseen_ends_soon() {
+    let mut leases = Leases::new(&["10.0.0.0/30".parse().unwrap()], 1);
+    let (one, other) = (attachment(1), attachment(2));
+    let begin = Duration::from_secs(100);
+    let held = leases.allocate(&one, begin).unwrap();
+    leases.allocate(&other, begin).unwrap();
+    leases.veth_gone(&veth_name(&one), begin);
+    // A plugin that asks again holds it again.
+    assert_eq!(leases.allocate(&one, begin), Ok(held.clone()));
+    leases.veth_gone(&veth_name(&one), begin);
+    let later = begin + GONE_LIMIT;
+    assert_eq!(leases.allocate(&attachment(3), later), Ok(held));
+    assert!(leases.allocate(&attachment(4), later).is_err(), "the other one is still in flight");
+}
