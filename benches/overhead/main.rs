@@ -54,7 +54,7 @@ struct Arguments {
     /// Rounds (default 5; 2 with --quick)
     #[arg(long)]
     rounds: Option<usize>,
-    /// Seconds that each measurement counts (default 1; 0.5 with --quick)
+    /// Seconds that each measurement counts (default 1; 0.3 with --quick)
     #[arg(long)]
     seconds: Option<f64>,
     /// Seed of the order of contenders
@@ -234,7 +234,7 @@ impl Plan {
             worlds,
             rounds: arguments.rounds.unwrap_or(if arguments.quick { 2 } else { 5 }).max(1),
             window: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.quick {
-                0.5
+                0.3
             } else {
                 1.0
             })),

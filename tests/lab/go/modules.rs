@@ -179,6 +179,8 @@ pub(super) const MODULES: &[Module] = &[
         files: files!("wireguard"),
         programs: &[program("wireguard", "golang.zx2c4.com/wireguard")],
         definitions: Vec::new,
+        has_c: false,
+        tags: "",
     },
 ];
 
