@@ -196,3 +196,8 @@ fn check(families: Families) {
 fn pods_of_flannel_and_of_ours_talk_while_each_daemon_is_restarted() {
     check(Families::V4);
 }
+
+#[test]
+fn the_same_in_both_families() {
+    check(Families::Dual);
+}
