@@ -10,7 +10,8 @@ use tests::{Lab, Manifest, Node, eventually};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn peers(node: &Node) -> Vec<String> {
+/// Names of the peers that this node's daemon tells.
+pub(crate) fn peers(node: &Node) -> Vec<String> {
     let peers = node.try_status().map(|status| status.peers).unwrap_or_default();
     peers.into_iter().map(|peer| peer.name).collect()
 }

@@ -11,6 +11,8 @@ use serde_json::Value;
 use tests::kubernetes::ControlPlane;
 use tests::{Lab, Node, Pod, eventually};
 
+use crate::nodes::peers;
+
 /// A watch may have to run into its end first, which is after a minute.
 const DEADLINE: Duration = Duration::from_secs(100);
 
@@ -78,11 +80,6 @@ fn rights() -> String {
     let documents: Vec<&str> = manifest.split("\n---\n").filter(wanted).collect();
     assert_eq!(documents.len(), kinds.len(), "the manifest holds each of {kinds:?} once");
     documents.join("\n---\n")
-}
-
-fn peers(node: &Node) -> Vec<String> {
-    let peers = node.try_status().map(|status| status.peers).unwrap_or_default();
-    peers.into_iter().map(|peer| peer.name).collect()
 }
 
 #[track_caller]
