@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use crate::core::cluster::{Book, Cluster, Refusal};
+use crate::core::cluster::{Book, Refusal};
 use crate::core::config::Config;
 use crate::core::conflist::ConflistStatus;
 use crate::core::leases::Leases;
@@ -175,7 +175,6 @@ struct Control {
     source: source::Source,
     outbox: source::Outbox,
     book: Book,
-    cluster: Cluster,
     told_refusals: BTreeSet<Refusal>,
     leases: Option<Leases>,
     /// When the first news came that the datapath does not know yet.
@@ -208,7 +207,6 @@ impl Control {
             config,
             epoch,
             book: Book::default(),
-            cluster: Cluster::default(),
             told_refusals: BTreeSet::new(),
             leases: None,
             news_since: None,
@@ -237,7 +235,8 @@ impl Control {
 
     /// When the next turn is due without an event.
     fn next_due(&self) -> Option<Instant> {
-        let serving = self.cluster.own.as_ref().map(|_| [self.tunnel.retry_at(), self.reconciler.due()]);
+        let serving =
+            self.book.cluster().own.as_ref().map(|_| [self.tunnel.retry_at(), self.reconciler.due()]);
         let serving = serving.into_iter().flatten().flatten();
         serving.chain(self.source.cache_due()).min()
     }
@@ -269,12 +268,14 @@ impl Control {
         }
     }
 
+    /// Brings what is believed in step with the Nodes.
     fn derive_cluster(&mut self) {
-        let cluster = self.book.cluster(&self.config);
-        self.tell_refusals(&cluster);
-        if let Some(problem) = &cluster.own_problem
-            && self.cluster.own_problem.as_ref() != Some(problem)
-        {
+        let change = self.book.derive(&self.config);
+        if change.refused {
+            self.tell_refusals();
+        }
+        let cluster = self.book.cluster();
+        if let Some(problem) = cluster.own_problem.as_ref().filter(|_| change.own) {
             tracing::warn!(%problem, "our own node cannot serve");
         }
         if let Some(own) = &cluster.own
@@ -285,13 +286,11 @@ impl Control {
             self.leased_cidrs.clone_from(&own.pod_cidrs);
             self.reconciler.observation_is_stale();
         }
-        if cluster == self.cluster {
-            return;
+        if change.own || !change.peers.is_empty() {
+            tracing::info!(peers = cluster.peers.len(), changed = change.peers.len(), "nodes changed");
+            self.tunnel.cluster_changed(change);
+            self.reconciler.mark("nodes changed");
         }
-        tracing::info!(peers = cluster.peers.len(), refused = cluster.refused.len(), "nodes changed");
-        self.cluster = cluster;
-        self.tunnel.table_is_stale();
-        self.reconciler.mark("nodes changed");
     }
 
     fn note_error(&mut self, error: String) {
@@ -302,7 +301,7 @@ impl Control {
     /// Why pods cannot be served, one sentence each.
     fn not_ready_reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.cluster.own.is_none() {
+        if self.book.cluster().own.is_none() {
             reasons.push(self.why_no_own());
         } else {
             reasons.extend(self.tunnel.problem());
@@ -312,7 +311,7 @@ impl Control {
     }
 
     fn why_no_own(&self) -> String {
-        if let Some(problem) = &self.cluster.own_problem {
+        if let Some(problem) = &self.book.cluster().own_problem {
             return problem.clone();
         }
         self.source.why_unknown()

@@ -55,7 +55,7 @@ impl Control {
 
     /// Publishes the snapshot if somebody asked for it, or if there is news and it was not made a moment ago.
     pub(super) fn publish_if_due(&mut self) {
-        let peers = u32::try_from(self.cluster.peers.len()).unwrap_or(u32::MAX);
+        let peers = u32::try_from(self.book.cluster().peers.len()).unwrap_or(u32::MAX);
         let rested = self.published.is_none_or(|at| at.elapsed() >= SNAPSHOT_BREATH * peers);
         if std::mem::take(&mut self.asked) || (self.publish_due && rested) {
             self.publish_due = false;
@@ -69,7 +69,7 @@ impl Control {
     /// Listens to the next peers: one whose one direction stays silent is in trouble.
     pub(super) fn listen(&mut self) {
         let now = self.epoch.elapsed();
-        let peers = &self.cluster.peers;
+        let peers = &self.book.cluster().peers;
         let count = peers.len();
         if self.silence.next >= count {
             self.silence.next = 0;
@@ -86,7 +86,7 @@ impl Control {
     }
 
     fn snapshot(&self, readiness: &Readiness) -> Status {
-        let own = self.cluster.own.as_ref();
+        let own = self.book.cluster().own.as_ref();
         let underlay_v4 = own.and_then(|own| own.underlay_v4).map(|address| address.to_string());
         let underlay_v6 = own.and_then(|own| own.underlay_v6).map(|address| address.to_string());
         Status {
@@ -136,13 +136,13 @@ impl Control {
             let trouble = self.silence.watches.get(&peer.name).and_then(|watched| watched.trouble.clone());
             PeerStatus { trouble, ..peer_status(peer, mtu, traffic.unwrap_or_default(), now) }
         };
-        self.cluster.peers.iter().map(status).collect()
+        self.book.cluster().peers.iter().map(status).collect()
     }
 
     fn refused(&self) -> Vec<RefusedStatus> {
         let refused =
             |node: &String, reason: &String| RefusedStatus { node: node.clone(), reason: reason.clone() };
-        self.cluster.refused.iter().map(|refusal| refused(&refusal.node, &refusal.reason)).collect()
+        self.book.cluster().refused.iter().map(|refusal| refused(&refusal.node, &refusal.reason)).collect()
     }
 
     fn lease_list(&self) -> Vec<LeaseStatus> {

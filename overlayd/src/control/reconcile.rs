@@ -157,14 +157,14 @@ impl Reconciler {
 impl Control {
     /// One round, if it is due. Without our own node there is no wish, so nothing is done.
     pub(super) fn reconcile_if_due(&mut self) {
-        if self.cluster.own.is_none() || self.reconciler.due.is_none_or(|due| due > Instant::now()) {
+        if self.book.cluster().own.is_none() || self.reconciler.due.is_none_or(|due| due > Instant::now()) {
             return;
         }
         self.reconciler.due = None;
         self.publish_due = true;
         let begin = Instant::now();
         let result = self.reconcile();
-        let is_large = self.cluster.peers.len() >= LARGE;
+        let is_large = self.book.cluster().peers.len() >= LARGE;
         self.reconciler.rests_until = is_large.then(|| Instant::now() + begin.elapsed() * REST);
         match result {
             Ok(()) => {
@@ -217,8 +217,8 @@ impl Control {
     pub(super) fn inputs<'a>(&'a self, path_mtus: &'a BTreeMap<IpAddr, u32>) -> Option<Inputs<'a>> {
         Some(Inputs {
             config: &self.config,
-            own: self.cluster.own.as_ref()?,
-            cluster: &self.cluster,
+            own: self.book.cluster().own.as_ref()?,
+            cluster: self.book.cluster(),
             path_mtus,
             actual: self.reconciler.observed()?,
         })

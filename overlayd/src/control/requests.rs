@@ -89,7 +89,7 @@ impl Control {
         let reasons = self.not_ready_reasons();
         if !reasons.is_empty() {
             // Without our own Node there is nothing to impair; without the datapath, pods lose the other nodes.
-            let is_impaired = self.cluster.own.is_some() && self.tunnel.has_failed();
+            let is_impaired = self.book.cluster().own.is_some() && self.tunnel.has_failed();
             let kind = if is_impaired { RefusalKind::Impaired } else { RefusalKind::NotReady };
             return refuse(kind, reasons.join("; "));
         }
@@ -131,7 +131,7 @@ impl Control {
 
     /// The MTU of this node's pods in bytes, once it can be told.
     pub(super) fn mtu(&self) -> Option<u32> {
-        inner_mtu(&self.config, self.cluster.own.as_ref()?, self.reconciler.observed()?)
+        inner_mtu(&self.config, self.book.cluster().own.as_ref()?, self.reconciler.observed()?)
     }
 
     /// The smallest inner MTU in bytes of the ways to a peer.

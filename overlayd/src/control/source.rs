@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::Control;
-use crate::core::cluster::{Announcement, Cluster, NodeEvent, Refusal, announcement};
+use crate::core::cluster::{Announcement, NodeEvent, Refusal, announcement};
 use crate::core::config::Config;
 use crate::core::leases::Leases;
 use crate::core::notice::{Notice, NoticeGate, Reason, speaks};
@@ -230,7 +230,7 @@ impl Control {
     /// Lets the API server know what our own Node should say. Level-triggered: called with each snapshot.
     pub(super) fn announce(&mut self, ready: bool) {
         let Some(writer) = &self.outbox.writer else { return };
-        let wish: Option<Announcement> = announcement(&self.config, &self.book, &self.cluster, ready);
+        let wish: Option<Announcement> = announcement(&self.config, &self.book, ready);
         let settled = wish.is_none();
         writer.wishes.send_if_modified(|present| {
             let differs = *present != wish;
@@ -275,8 +275,8 @@ impl Control {
     }
 
     /// Tells of refusals that are new.
-    pub(super) fn tell_refusals(&mut self, cluster: &Cluster) {
-        let refusals: BTreeSet<Refusal> = cluster.refused.iter().cloned().collect();
+    pub(super) fn tell_refusals(&mut self) {
+        let refusals: BTreeSet<Refusal> = self.book.cluster().refused.iter().cloned().collect();
         let new: Vec<Refusal> = refusals.difference(&self.told_refusals).cloned().collect();
         for refusal in new {
             tracing::warn!(node = %refusal.node, reason = %refusal.reason, "node refused");

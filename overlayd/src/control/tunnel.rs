@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{Control, PATH_MTU_EXPIRY};
 use crate::core::backoff::Backoff;
-use crate::core::cluster::Own;
+use crate::core::cluster::{Change, Own, PeerChange};
 use crate::core::config::Config;
 use crate::core::forward::DropReason;
 use crate::core::status::TableStatus;
@@ -48,11 +48,20 @@ pub(super) struct Tunnel {
     failure: Option<String>,
     counters: CounterBook,
     numbers: TableStatus,
-    table_stale: bool,
+    news: TableNews,
     path_mtus: mpsc::Sender<Tagged>,
     rare: mpsc::UnboundedSender<Tagged>,
     /// Drops of the datapaths that ended: counters never go back.
     drops_before: BTreeMap<DropReason, u64>,
+}
+
+/// What the workers' table does not show yet.
+#[derive(Debug, Default)]
+struct TableNews {
+    /// Whether our own node is another.
+    own: bool,
+    /// Changes of peers, in order.
+    peers: Vec<PeerChange>,
 }
 
 struct Running {
@@ -74,7 +83,7 @@ impl Tunnel {
             failure: None,
             counters: CounterBook::default(),
             numbers: TableStatus::default(),
-            table_stale: true,
+            news: TableNews::default(),
             path_mtus,
             rare,
             drops_before: BTreeMap::new(),
@@ -82,9 +91,13 @@ impl Tunnel {
         (tunnel, News { path_mtus: path_mtu_news, rare: rare_news })
     }
 
-    /// The peers may have changed.
-    pub(super) fn table_is_stale(&mut self) {
-        self.table_stale = true;
+    /// The workers' table is out of date.
+    pub(super) fn cluster_changed(&mut self, change: Change) {
+        // One that starts is given a new table in any case.
+        if self.running.is_some() {
+            self.news.own |= change.own;
+            self.news.peers.extend(change.peers);
+        }
     }
 
     /// When to try again to start.
@@ -172,7 +185,7 @@ impl Tunnel {
 impl Control {
     /// Starts, restarts or re-tables the datapath, whichever is due.
     pub(super) fn drive_tunnel(&mut self) {
-        let Some(own) = &self.cluster.own else { return };
+        let Some(own) = &self.book.cluster().own else { return };
         let wished = datapath_config(&self.config, own, self.epoch);
         if let Some(running) = &self.tunnel.running
             && running.config != wished
@@ -183,14 +196,13 @@ impl Control {
         }
         if self.tunnel.running.is_none() && self.tunnel.retry_at.is_none_or(|at| at <= Instant::now()) {
             self.start_tunnel(&wished);
-        } else if std::mem::take(&mut self.tunnel.table_stale) {
+        } else {
             self.swap_table();
         }
     }
 
     fn start_tunnel(&mut self, wished: &DatapathConfig) {
         let Some(table) = self.build_table() else { return };
-        self.tunnel.table_stale = false;
         self.publish_due = true;
         match self.tunnel.start(wished, Arc::new(table)) {
             Ok(()) => {
@@ -209,23 +221,31 @@ impl Control {
     }
 
     fn build_table(&mut self) -> Option<Table> {
-        let own = self.cluster.own.as_ref()?;
+        self.tunnel.news = TableNews::default();
+        let own = self.book.cluster().own.as_ref()?;
         let (vni, workers) = (self.config.vni, self.config.workers);
-        Some(Table::build(own, &self.cluster.peers, vni, workers, &mut self.tunnel.counters))
+        Some(Table::build(own, &self.book.cluster().peers, vni, workers, &mut self.tunnel.counters))
     }
 
     fn swap_table(&mut self) {
-        let Some(table) = self.build_table() else { return };
-        if let Some(running) = &mut self.tunnel.running
-            && !running.table.same_as(&table)
-        {
-            let table = Arc::new(table);
+        let news = &self.tunnel.news;
+        if self.tunnel.running.is_none() || (!news.own && news.peers.is_empty()) {
+            return;
+        }
+        let table = if news.own { self.build_table() } else { self.revise_table() };
+        if let (Some(table), Some(running)) = (table.map(Arc::new), &mut self.tunnel.running) {
             running.datapath.swap(Arc::clone(&table));
             running.table = table;
             self.tunnel.numbers.swaps += 1;
             self.time_news();
             self.publish_due = true;
         }
+    }
+
+    fn revise_table(&mut self) -> Option<Table> {
+        let news = std::mem::take(&mut self.tunnel.news);
+        let running = self.tunnel.running.as_ref()?;
+        Some(running.table.revised(&news.peers, self.config.workers, &mut self.tunnel.counters))
     }
 
     /// How long the news took that the workers have just been told.

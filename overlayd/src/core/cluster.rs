@@ -1,8 +1,7 @@
 //! Folds Node events into an immutable picture of the cluster.
 //!
-//! The only state is the raw Node objects. What is believed of them is derived anew each time, as a
-//! function of the set alone: other nodes' objects are hostile input, and a bad one costs itself, never a
-//! good one.
+//! What is believed is a function of the set of raw Node objects alone, whatever the events were that led to it: other nodes'
+//! objects are hostile input, and a bad one costs itself, never a good one.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,6 +21,7 @@ mod fold;
 pub use annotations::AnnotationPrefix;
 pub use announcement::{Announcement, announcement};
 pub use doubt::{Doubt, doubt};
+use fold::{Changed, Picture};
 
 /// What a source of Node objects reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +38,42 @@ pub enum NodeEvent {
     Trouble(String),
 }
 
-/// All Node objects known, raw. The only state; [`Book::cluster`] derives the rest.
+/// All Node objects known, raw, and the picture that was last derived from them.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     nodes: BTreeMap<String, NodeObject>,
     synced: bool,
+    picture: Picture,
+    /// What changed since; `None` if anything may have.
+    changed: Option<Changed>,
+}
+
+/// What is new in a picture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Whether our own node, or what keeps it from serving, is another.
+    pub own: bool,
+    /// The peers that came, changed or went.
+    pub peers: Vec<PeerChange>,
+    /// Whether other Nodes are refused, or for other reasons.
+    pub refused: bool,
+}
+
+impl Change {
+    /// Whether nothing is new.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One peer before and after; one that came or went is `None` there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerChange {
+    /// As it was.
+    pub before: Option<Peer>,
+    /// As it is.
+    pub after: Option<Peer>,
 }
 
 /// The believed picture.
@@ -130,17 +161,35 @@ impl Book {
                 let changed = !self.synced || self.nodes != nodes;
                 self.nodes = nodes;
                 self.synced = true;
+                if changed {
+                    self.changed = None;
+                }
                 changed
             }
             NodeEvent::Applied(node) => {
                 if self.nodes.get(&node.name) == Some(&*node) {
                     return false;
                 }
-                self.nodes.insert(node.name.clone(), *node);
+                let name = node.name.clone();
+                let before = self.nodes.insert(name.clone(), *node);
+                self.note(name, before);
                 true
             }
-            NodeEvent::Deleted(name) => self.nodes.remove(&name).is_some(),
+            NodeEvent::Deleted(name) => {
+                let before = self.nodes.remove(&name);
+                let changed = before.is_some();
+                if changed {
+                    self.note(name, before);
+                }
+                changed
+            }
             NodeEvent::InStep | NodeEvent::Trouble(_) => false,
+        }
+    }
+
+    fn note(&mut self, name: String, before: Option<NodeObject>) {
+        if let Some(changed) = &mut self.changed {
+            changed.entry(name).or_insert(before);
         }
     }
 
@@ -148,6 +197,7 @@ impl Book {
     pub fn seed(&mut self, nodes: Vec<NodeObject>) {
         if !self.synced && self.nodes.is_empty() {
             self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
+            self.changed = None;
         }
     }
 
@@ -181,11 +231,23 @@ impl Book {
         self.nodes.values().cloned().collect()
     }
 
-    /// Derives the believed picture. Without our own node nobody is a peer yet. Linear in the Nodes but
-    /// for the logarithm of a look-up.
+    /// The believed picture, as it was last derived.
     #[must_use]
-    pub fn cluster(&self, config: &Config) -> Cluster {
-        fold::Fold::new(config).run(&self.nodes, self.synced)
+    pub fn cluster(&self) -> &Cluster {
+        &self.picture.cluster
+    }
+
+    /// Derives the believed picture and tells what is new in it. Without our own node nobody is a peer yet. Linear in the Nodes
+    /// but for the logarithm of a look-up; if Nodes changed that have no part in a contradiction, linear in those. `config` is the
+    /// same each time.
+    pub fn derive(&mut self, config: &Config) -> Change {
+        if let Some(changed) = self.changed.replace(Changed::new())
+            && let Some(change) = self.picture.revise(config, &self.nodes, &changed)
+        {
+            return change;
+        }
+        let old = std::mem::replace(&mut self.picture, Picture::whole(config, &self.nodes, self.synced));
+        self.picture.since(old.cluster)
     }
 }
 

@@ -16,13 +16,12 @@ use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, MacAddr};
 
 pub use self::counters::{CounterBook, PeerCounters, PeerTraffic, Traffic};
 use self::prefixes::{Map, Prefixes};
-use super::cluster::{Own, Peer};
+use super::cluster::{Own, Peer, PeerChange};
 
 /// The table.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Table {
     own: Own,
-    peers: Vec<Peer>,
     vni: u32,
     paths: Vec<Path>,
     destinations_v4: Prefixes<u32>,
@@ -32,7 +31,7 @@ pub struct Table {
 }
 
 /// One way to one peer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Path {
     /// Outer destination.
     pub(super) underlay: IpAddr,
@@ -67,7 +66,6 @@ impl Table {
     pub fn build(own: &Own, peers: &[Peer], vni: u32, workers: usize, counters: &mut CounterBook) -> Self {
         let mut table = Self {
             own: own.clone(),
-            peers: peers.to_vec(),
             vni,
             paths: Vec::with_capacity(peers.len()),
             destinations_v4: Prefixes::default(),
@@ -79,18 +77,70 @@ impl Table {
         for peer in peers {
             let counters = counters.counters(&peer.name, workers);
             book.peers.insert(peer.name.clone(), Arc::clone(&counters));
-            for path in &peer.paths {
-                table.add_path(path.underlay, path.mac, &path.pod_cidrs, Arc::clone(&counters));
-            }
+            table.add(peer, &counters);
         }
         *counters = book;
         table
     }
 
-    /// Whether both tables forward alike (counters aside).
+    /// This table after these changes: what [`Self::build`] makes of the peers there are then, at the cost of a copy and of those
+    /// that changed.
     #[must_use]
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.own == other.own && self.vni == other.vni && self.peers == other.peers
+    pub fn revised(&self, changes: &[PeerChange], workers: usize, counters: &mut CounterBook) -> Self {
+        let mut table = self.clone();
+        for peer in changes.iter().filter_map(|change| change.before.as_ref()) {
+            peer.paths.iter().for_each(|path| table.remove_path(path.underlay));
+        }
+        for PeerChange { before, after } in changes {
+            match (before, after) {
+                (_, Some(peer)) => table.add(peer, &counters.counters(&peer.name, workers)),
+                (Some(gone), None) => _ = counters.peers.remove(&gone.name),
+                (None, None) => {}
+            }
+        }
+        table
+    }
+
+    fn add(&mut self, peer: &Peer, counters: &Arc<PeerCounters>) {
+        for path in &peer.paths {
+            self.add_path(path.underlay, path.mac, &path.pod_cidrs, Arc::clone(counters));
+        }
+    }
+
+    /// Takes the path to this underlay address out; the last one takes its place.
+    fn remove_path(&mut self, underlay: IpAddr) {
+        let index = match underlay {
+            IpAddr::V4(v4) => self.sources_v4.remove(&v4.to_bits()),
+            IpAddr::V6(v6) => self.sources_v6.remove(&v6.to_bits()),
+        };
+        let Some(index) = index else { return };
+        let path = self.paths.swap_remove(index as usize);
+        for cidr in &path.pod_cidrs {
+            match cidr {
+                IpNet::V4(net) => {
+                    self.destinations_v4.remove(net.network().to_bits(), net.prefix_len(), index);
+                }
+                IpNet::V6(net) => {
+                    self.destinations_v6.remove(net.network().to_bits(), net.prefix_len(), index);
+                }
+            }
+        }
+        let Some(moved) = self.paths.get(index as usize) else { return };
+        let from = self.paths.len() as u32;
+        for cidr in &moved.pod_cidrs {
+            match cidr {
+                IpNet::V4(net) => {
+                    self.destinations_v4.rename(net.network().to_bits(), net.prefix_len(), from, index);
+                }
+                IpNet::V6(net) => {
+                    self.destinations_v6.rename(net.network().to_bits(), net.prefix_len(), from, index);
+                }
+            }
+        }
+        match moved.underlay {
+            IpAddr::V4(v4) => rename(self.sources_v4.get_mut(&v4.to_bits()), from, index),
+            IpAddr::V6(v6) => rename(self.sources_v6.get_mut(&v6.to_bits()), from, index),
+        }
     }
 
     fn add_path(&mut self, underlay: IpAddr, mac: MacAddr, cidrs: &[IpNet], counters: Arc<PeerCounters>) {
@@ -182,6 +232,13 @@ impl Table {
     }
 }
 
+/// Makes an entry that leads from the place `from` lead to `to`.
+fn rename(entry: Option<&mut u32>, from: u32, to: u32) {
+    if let Some(index) = entry.filter(|index| **index == from) {
+        *index = to;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -260,19 +317,6 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_the_same_if_they_forward_alike() {
-        let peers = [peer("a", "192.0.2.2", &["10.244.1.0/24"])];
-        let table = build(&peers);
-        assert!(table.same_as(&build(&peers)));
-        assert!(!table.same_as(&build(&[])));
-        assert!(!table.same_as(&build(&[peer("a", "192.0.2.3", &["10.244.1.0/24"])])));
-        assert!(!table.same_as(&build(&[peer("a", "192.0.2.2", &["10.244.2.0/24"])])));
-        assert!(!table.same_as(&Table::build(&own(), &peers, 2, 2, &mut CounterBook::default())));
-        let other_mac = Own { mac: MacAddr([2; 6]), ..own() };
-        assert!(!table.same_as(&Table::build(&other_mac, &peers, 1, 2, &mut CounterBook::default())));
-    }
-
-    #[test]
     fn counters_survive_a_swap_and_go_with_their_peer() {
         let mut book = CounterBook::default();
         let (a, b) = (peer("a", "192.0.2.2", &["10.244.1.0/24"]), peer("b", "192.0.2.3", &["10.244.2.0/24"]));
@@ -299,7 +343,65 @@ mod tests {
         assert_eq!(PeerCounters::new(2).sum(), PeerTraffic::default());
     }
 
+    /// One of 12 peers, the same place in the address plan for the same name and variant.
+    fn variant(name: u8, variant: u8) -> Peer {
+        let (four, six) = (format!("192.0.{variant}.{name}"), format!("2001:db8:{variant}::{name}"));
+        let cidrs =
+            [format!("10.{variant}.{name}.0/{}", 24 + variant), format!("fd00:{variant}:0:{name}::/64")];
+        let mut peer = peer(&format!("n{name}"), &four, &[&cidrs[0], &cidrs[1]]);
+        if variant == 2 {
+            // One way for each family, as with flannel's prefix.
+            let moved = peer.paths[0].pod_cidrs.pop().expect("two CIDRs");
+            let underlay = ip(&six);
+            peer.paths.push(PeerPath { underlay, pod_cidrs: vec![moved], ..peer.paths[0].clone() });
+        }
+        peer
+    }
+
+    /// All that can be asked of a table about these peers.
+    fn answers(table: &Table, peers: &[Peer]) -> Vec<Option<(IpAddr, Vec<IpNet>)>> {
+        let path = |path: Option<&Path>| path.map(|path| (path.underlay, path.pod_cidrs.to_vec()));
+        let addresses = peers
+            .iter()
+            .flat_map(|peer| &peer.paths)
+            .flat_map(|path| path.pod_cidrs.iter().map(IpNet::network).chain([path.underlay]));
+        addresses.flat_map(|address| [path(table.to(address)), path(table.from(address))]).collect()
+    }
+
     proptest! {
+        #[test]
+        fn a_table_that_is_revised_answers_like_one_made_anew(
+            steps in proptest::collection::vec(
+                proptest::collection::btree_map(0_u8..12, proptest::option::weighted(0.7, 0_u8..4), 1..5), 1..12),
+        ) {
+            let everyone: Vec<Peer> =
+                (0..12).flat_map(|name| (0..4).map(move |which| variant(name, which))).collect();
+            let (mut one_book, mut other_book) = (CounterBook::default(), CounterBook::default());
+            let mut present: std::collections::BTreeMap<u8, Peer> = std::collections::BTreeMap::new();
+            let mut table = Table::build(&own(), &[], 1, 2, &mut one_book);
+            for step in steps {
+                let changes: Vec<PeerChange> = step
+                    .into_iter()
+                    .map(|(name, which)| {
+                        let after = which.map(|which| variant(name, which));
+                        let before = match after.clone() {
+                            Some(peer) => present.insert(name, peer),
+                            None => present.remove(&name),
+                        };
+                        PeerChange { before, after }
+                    })
+                    .collect();
+                table = table.revised(&changes, 2, &mut one_book);
+                let peers: Vec<Peer> = present.values().cloned().collect();
+                let anew = Table::build(&own(), &peers, 1, 2, &mut other_book);
+                prop_assert_eq!(answers(&table, &everyone), answers(&anew, &everyone));
+                prop_assert!(one_book.peers.keys().eq(other_book.peers.keys()));
+                for path in &table.paths {
+                    prop_assert!(one_book.peers.values().any(|counters| Arc::ptr_eq(counters, &path.counters)));
+                }
+            }
+        }
+
         #[test]
         fn lookup_is_the_linear_scan(
             prefixes in proptest::collection::vec((any::<u32>(), 0_u8..=32), 0..40),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::annotations::{AnnotationPrefix, Family, overwriting_address};
-use super::{Book, Cluster, Own};
+use super::{Book, Own};
 use crate::core::config::Config;
 use crate::core::node::NodeObject;
 
@@ -50,12 +50,12 @@ impl Announcement {
 /// What is to be written into our own Node; `None` if all is as it should be, or nothing can be told yet. The condition
 /// waits until pods can be served (`ready`), and is never taken back.
 #[must_use]
-pub fn announcement(config: &Config, book: &Book, cluster: &Cluster, ready: bool) -> Option<Announcement> {
+pub fn announcement(config: &Config, book: &Book, ready: bool) -> Option<Announcement> {
     // What a cache says of our Node is no ground to write on.
     if !book.synced() {
         return None;
     }
-    let own = cluster.own.as_ref()?;
+    let own = book.cluster().own.as_ref()?;
     let node = book.node(&own.name)?;
     let prefix = AnnotationPrefix::parse(&config.annotation_prefix).unwrap_or_default();
     let differs = |(key, wish): &(String, Option<String>)| node.annotations.get(key) != wish.as_ref();
@@ -111,8 +111,8 @@ mod tests {
         let config = config(&[settings, &[("api_server", "https://192.0.2.9")]].concat());
         let mut book = Book::default();
         book.apply(NodeEvent::Listed(vec![node.clone()]));
-        let cluster = book.cluster(&config);
-        announcement(&config, &book, &cluster, ready)
+        let _ = book.derive(&config);
+        announcement(&config, &book, ready)
     }
 
     /// The Node after the announcement.
@@ -212,7 +212,8 @@ mod tests {
         let config = config(&[("api_server", "https://192.0.2.9")]);
         let mut book = Book::default();
         book.seed(vec![dual()]);
-        assert_eq!(announcement(&config, &book, &book.cluster(&config), true), None);
+        let _ = book.derive(&config);
+        assert_eq!(announcement(&config, &book, true), None);
         assert_eq!(announced(&[], &node("own", &[], &["192.0.2.1"]), true), None);
     }
 

@@ -3,6 +3,9 @@
 //! Nodes are judged one by one, our own first, then from the oldest to the youngest. Each is held against
 //! what was believed before it, so between two that contradict one another the older is believed, and the
 //! order in which events came makes no difference.
+//!
+//! A claim that contradicts nobody's is nobody else's concern: then a Node that changes is judged alone. If it has a part in a
+//! contradiction, before or after the change, all are judged anew.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,55 +17,199 @@ use super::annotations::{
     AnnotationPrefix, Family, Publisher, backend_data, local_address, overwriting_address, pod_cidrs,
     public_address, shorten,
 };
-use super::{Cluster, Own, Peer, PeerPath, Refusal, vtep_mac};
+use super::{Change, Cluster, Own, Peer, PeerChange, PeerPath, Refusal, vtep_mac};
 use crate::core::config::Config;
 use crate::core::node::NodeObject;
 
 /// Least MTU of a link that carries IPv6 (RFC 8200, section 5).
 const IPV6_MTU: u32 = 1280;
 
-pub(super) struct Fold<'a> {
-    config: &'a Config,
-    prefix: AnnotationPrefix,
-    /// Believed CIDRs, disjoint: family and first address to last address, CIDR and node.
-    cidrs: BTreeMap<(Family, u128), (u128, IpNet, &'a str)>,
-    /// Believed underlay addresses and their nodes.
-    underlays: BTreeMap<(Family, u128), &'a str>,
-    refused: Vec<Refusal>,
+/// The believed picture, and what a Node that changes is held against.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Picture {
+    pub(super) cluster: Cluster,
+    claims: Claims,
+    lost: Vec<LostClaim>,
 }
 
-impl<'a> Fold<'a> {
-    pub(super) fn new(config: &'a Config) -> Self {
-        Self {
-            config,
-            // A configuration that was resolved has a prefix that parses.
-            prefix: AnnotationPrefix::parse(&config.annotation_prefix).unwrap_or_default(),
-            cidrs: BTreeMap::new(),
-            underlays: BTreeMap::new(),
-            refused: Vec::new(),
-        }
-    }
+/// A claim that is not believed, though there is such a CIDR or address.
+#[derive(Clone, Debug)]
+struct LostClaim {
+    node: Box<str>,
+    /// Whose claim it contradicts; `None` if it came to nothing by what else its node says.
+    holder: Option<Box<str>>,
+    /// First and last address claimed.
+    range: (Key, Key),
+}
 
-    pub(super) fn run(mut self, nodes: &'a BTreeMap<String, NodeObject>, synced: bool) -> Cluster {
-        let (own, own_problem) = match self.own(nodes, synced) {
+/// What is believed of whom.
+#[derive(Clone, Debug, Default)]
+struct Claims {
+    /// Believed CIDRs, disjoint: family and first address to last address, CIDR and node.
+    cidrs: BTreeMap<Key, (u128, IpNet, Box<str>)>,
+    /// Believed underlay addresses and their nodes.
+    underlays: BTreeMap<Key, Box<str>>,
+}
+
+/// An address, so that all of one family are consecutive.
+type Key = (Family, u128);
+
+/// Nodes that changed, by name, each as it was when the picture was made.
+pub(super) type Changed = BTreeMap<String, Option<NodeObject>>;
+
+impl Picture {
+    /// Judges all Nodes.
+    pub(super) fn whole(config: &Config, nodes: &BTreeMap<String, NodeObject>, synced: bool) -> Self {
+        let mut fold = Fold::new(config, Claims::default(), &[]);
+        let (own, own_problem) = match fold.own(nodes, synced) {
             Ok(own) => (Some(own), None),
             Err(problem) => (None, Some(problem)),
         };
         let mut peers = Vec::new();
         if let Some(own) = &own {
             let mut others: Vec<&NodeObject> =
-                nodes.values().filter(|node| node.name != self.config.node_name).collect();
-            // A Node of unknown age has the least claim.
-            others.sort_by_key(|node| (node.created.is_empty(), &node.created, &node.name));
-            peers.extend(others.into_iter().filter_map(|node| self.peer(own, node)));
+                nodes.values().filter(|node| node.name != config.node_name).collect();
+            others.sort_by_key(|node| age(node));
+            peers.extend(others.into_iter().filter_map(|node| fold.peer(own, node)));
         }
         peers.sort_by(|a, b| a.name.cmp(&b.name));
-        self.refused.sort();
-        self.refused.dedup();
-        Cluster { own, own_problem, peers, refused: self.refused }
+        let Fold { claims, lost, mut refused, .. } = fold;
+        refused.sort();
+        refused.dedup();
+        Self { cluster: Cluster { own, own_problem, peers, refused }, claims, lost }
     }
 
-    fn own(&mut self, nodes: &'a BTreeMap<String, NodeObject>, synced: bool) -> Result<Own, String> {
+    /// Judges only the Nodes that changed; the picture is then the one of [`Self::whole`]. `None`, and the picture needs to be made
+    /// anew, if that could concern others.
+    pub(super) fn revise(
+        &mut self,
+        config: &Config,
+        nodes: &BTreeMap<String, NodeObject>,
+        changed: &Changed,
+    ) -> Option<Change> {
+        let Cluster { own, peers, refused, .. } = &mut self.cluster;
+        let changes = |name: &str| changed.contains_key(name);
+        let is_contest = |lost: &LostClaim| {
+            lost.holder.as_ref().is_some_and(|holder| changes(holder) || changes(&lost.node))
+        };
+        if changes(&config.node_name) || self.lost.iter().any(is_contest) {
+            return None;
+        }
+        self.lost.retain(|lost| !changes(&lost.node));
+        let own = own.as_ref()?;
+        let mut fold = Fold::new(config, std::mem::take(&mut self.claims), &self.lost);
+        let mut changes: Vec<PeerChange> = Vec::with_capacity(changed.len());
+        for (name, node) in changed {
+            let before = place_of(peers, name).ok().and_then(|at| peers.get(at)).cloned();
+            fold.forget(node.as_ref(), before.as_ref());
+            changes.push(PeerChange { before, after: None });
+        }
+        for (name, change) in changed.keys().zip(&mut changes) {
+            change.after = nodes.get(name).and_then(|node| fold.peer(own, node));
+        }
+        let Fold { claims, refused: mut news, lost, meets_lost, .. } = fold;
+        if meets_lost || lost.iter().any(|lost| lost.holder.is_some()) {
+            return None;
+        }
+        self.claims = claims;
+        self.lost.extend(lost);
+        for (name, change) in changed.keys().zip(&changes) {
+            match (place_of(peers, name), &change.after) {
+                (Ok(at), Some(peer)) => peers[at] = peer.clone(),
+                (Ok(at), None) => _ = peers.remove(at),
+                (Err(at), Some(peer)) => peers.insert(at, peer.clone()),
+                (Err(_), None) => {}
+            }
+        }
+        changes.retain(|change| change.before != change.after);
+        news.sort();
+        news.dedup();
+        let known: Vec<Refusal> =
+            refused.extract_if(.., |refusal| changed.contains_key(&refusal.node)).collect();
+        let differ = known != news;
+        refused.extend(news);
+        refused.sort();
+        Some(Change { own: false, peers: changes, refused: differ })
+    }
+
+    /// What is new in this picture.
+    pub(super) fn since(&self, old: Cluster) -> Change {
+        let new = &self.cluster;
+        Change {
+            own: (&old.own, &old.own_problem) != (&new.own, &new.own_problem),
+            peers: differences(old.peers, &new.peers),
+            refused: old.refused != new.refused,
+        }
+    }
+}
+
+/// Where in the list, sorted by name, this peer is or would be.
+fn place_of(peers: &[Peer], name: &str) -> Result<usize, usize> {
+    peers.binary_search_by(|peer| peer.name.as_str().cmp(name))
+}
+
+/// The peers that are not the same in both lists, which are sorted by name.
+fn differences(old: Vec<Peer>, new: &[Peer]) -> Vec<PeerChange> {
+    let mut changes = Vec::new();
+    let mut new = new.iter().peekable();
+    for before in old {
+        while let Some(after) = new.next_if(|peer| peer.name < before.name) {
+            changes.push(PeerChange { before: None, after: Some(after.clone()) });
+        }
+        let after = new.next_if(|peer| peer.name == before.name);
+        if after != Some(&before) {
+            changes.push(PeerChange { after: after.cloned(), before: Some(before) });
+        }
+    }
+    changes.extend(new.map(|after| PeerChange { before: None, after: Some(after.clone()) }));
+    changes
+}
+
+/// What orders Nodes by age; one of unknown age has the least claim.
+fn age(node: &NodeObject) -> (bool, &str, &str) {
+    (node.created.is_empty(), &node.created, &node.name)
+}
+
+struct Fold<'c> {
+    config: &'c Config,
+    prefix: AnnotationPrefix,
+    claims: Claims,
+    refused: Vec<Refusal>,
+    lost: Vec<LostClaim>,
+    /// What Nodes that are not judged now have lost.
+    others_lost: &'c [LostClaim],
+    /// Whether a claim that is believed meets one of those: who is right is then another question.
+    meets_lost: bool,
+}
+
+impl<'c> Fold<'c> {
+    fn new(config: &'c Config, claims: Claims, others_lost: &'c [LostClaim]) -> Self {
+        Self {
+            config,
+            // A configuration that was resolved has a prefix that parses.
+            prefix: AnnotationPrefix::parse(&config.annotation_prefix).unwrap_or_default(),
+            claims,
+            refused: Vec::new(),
+            lost: Vec::new(),
+            others_lost,
+            meets_lost: false,
+        }
+    }
+
+    /// Takes back what a Node claimed that contradicted nobody.
+    fn forget(&mut self, node: Option<&NodeObject>, peer: Option<&Peer>) {
+        let (Some(node), Some(peer)) = (node, peer) else { return };
+        for cidr in peer.paths.iter().flat_map(|path| &path.pod_cidrs) {
+            self.claims.cidrs.remove(&key(cidr.network()));
+        }
+        for family in Family::BOTH {
+            if let Ok(Some(address)) = public_address(&self.prefix, node, family) {
+                self.claims.underlays.remove(&key(address));
+            }
+        }
+    }
+
+    fn own(&mut self, nodes: &BTreeMap<String, NodeObject>, synced: bool) -> Result<Own, String> {
         let name = &self.config.node_name;
         let Some(node) = nodes.get(name) else { return Err(self.no_own_node(nodes, synced)) };
         let v4 = self.own_underlay(node, Family::V4);
@@ -109,7 +256,7 @@ impl<'a> Fold<'a> {
         )
     }
 
-    fn own_underlay(&mut self, node: &'a NodeObject, family: Family) -> Option<IpAddr> {
+    fn own_underlay(&mut self, node: &NodeObject, family: Family) -> Option<IpAddr> {
         let publisher =
             if self.config.nodes_file.is_some() { Publisher::Operator } else { Publisher::Ourselves };
         let local = local_address(&self.prefix, node, family, publisher).unwrap_or_else(|problem| {
@@ -122,12 +269,12 @@ impl<'a> Fold<'a> {
             Publisher::Ourselves => overwriting_address(&self.prefix, node, family).ok().flatten(),
         };
         for address in [Some(local), public].into_iter().flatten() {
-            self.underlays.insert(key(address), &node.name);
+            self.claims.underlays.insert(key(address), node.name.as_str().into());
         }
         Some(local)
     }
 
-    fn own_mac(&mut self, node: &'a NodeObject) -> MacAddr {
+    fn own_mac(&mut self, node: &NodeObject) -> MacAddr {
         let mut mac = None;
         // Without flannel a node has one VTEP, which `backend-data` describes.
         let families = if self.prefix.is_flannel() { Family::BOTH.as_slice() } else { &[Family::V4] };
@@ -156,7 +303,7 @@ impl<'a> Fold<'a> {
         mac.unwrap_or_else(|| vtep_mac(&node.name))
     }
 
-    fn peer(&mut self, own: &Own, node: &'a NodeObject) -> Option<Peer> {
+    fn peer(&mut self, own: &Own, node: &NodeObject) -> Option<Peer> {
         if self.prefix.is_flannel() && self.prefix.get(node, "kube-subnet-manager") != Some("true") {
             return None;
         }
@@ -177,24 +324,34 @@ impl<'a> Fold<'a> {
             cidrs if self.prefix.is_flannel() => self.paths_by_family(own, node, underlays, cidrs),
             cidrs => self.one_path(own, node, underlays, cidrs.to_vec()),
         };
-        self.release(underlays, &cidrs, &paths);
+        self.release(node, underlays, &cidrs, &paths);
         (!paths.is_empty()).then(|| Peer { name: node.name.clone(), paths })
     }
 
     /// Takes back the claims of a node that came to nothing: they must not cost another its place.
-    fn release(&mut self, underlays: [Option<IpAddr>; 2], cidrs: &[IpNet], paths: &[PeerPath]) {
+    fn release(
+        &mut self,
+        node: &NodeObject,
+        underlays: [Option<IpAddr>; 2],
+        cidrs: &[IpNet],
+        paths: &[PeerPath],
+    ) {
+        let mut lose =
+            |range| self.lost.push(LostClaim { node: node.name.as_str().into(), holder: None, range });
         for cidr in cidrs.iter().filter(|cidr| !paths.iter().any(|path| path.pod_cidrs.contains(cidr))) {
-            self.cidrs.remove(&key(cidr.network()));
+            self.claims.cidrs.remove(&key(cidr.network()));
+            lose((key(cidr.network()), key(cidr.broadcast())));
         }
         if paths.is_empty() {
             for address in underlays.into_iter().flatten() {
-                self.underlays.remove(&key(address));
+                self.claims.underlays.remove(&key(address));
+                lose((key(address), key(address)));
             }
         }
     }
 
     /// The address to send to, unless it contradicts what is believed already.
-    fn peer_underlay(&mut self, node: &'a NodeObject, family: Family) -> Option<IpAddr> {
+    fn peer_underlay(&mut self, node: &NodeObject, family: Family) -> Option<IpAddr> {
         let address = match public_address(&self.prefix, node, family) {
             Ok(address) => address?,
             Err(problem) => {
@@ -202,19 +359,19 @@ impl<'a> Fold<'a> {
                 return None;
             }
         };
-        let holder = self.underlays.get(&key(address)).copied();
-        if let Some(holder) = holder {
-            self.refuse_conflict(node, format!("address {address} is that of {}", self.called(holder)));
+        let claim = (key(address), key(address));
+        if let Some(holder) = self.claims.underlays.get(&key(address)).cloned() {
+            let reason = format!("address {address} is that of {}", self.called(&holder));
+            self.refuse_conflict(node, reason, holder, claim);
             return None;
         }
         if let Some((cidr, holder)) = self.cidr_over(address) {
-            self.refuse_conflict(
-                node,
-                format!("address {address} lies in pod CIDR {cidr} of {}", self.called(holder)),
-            );
+            let reason = format!("address {address} lies in pod CIDR {cidr} of {}", self.called(&holder));
+            self.refuse_conflict(node, reason, holder, claim);
             return None;
         }
-        self.underlays.insert(key(address), &node.name);
+        self.look_among_the_lost(claim);
+        self.claims.underlays.insert(key(address), node.name.as_str().into());
         Some(address)
     }
 
@@ -222,7 +379,7 @@ impl<'a> Fold<'a> {
     fn one_path(
         &mut self,
         own: &Own,
-        node: &'a NodeObject,
+        node: &NodeObject,
         underlays: [Option<IpAddr>; 2],
         pod_cidrs: Vec<IpNet>,
     ) -> Vec<PeerPath> {
@@ -248,7 +405,7 @@ impl<'a> Fold<'a> {
     fn paths_by_family(
         &mut self,
         own: &Own,
-        node: &'a NodeObject,
+        node: &NodeObject,
         underlays: [Option<IpAddr>; 2],
         cidrs: &[IpNet],
     ) -> Vec<PeerPath> {
@@ -296,7 +453,7 @@ impl<'a> Fold<'a> {
     }
 
     /// This node's CIDRs that are sound and contradict nothing believed before, IPv4 first.
-    fn believe_cidrs(&mut self, node: &'a NodeObject) -> Vec<IpNet> {
+    fn believe_cidrs(&mut self, node: &NodeObject) -> Vec<IpNet> {
         let mut believed = Vec::new();
         let texts = pod_cidrs(&self.prefix, node);
         if texts.is_empty() {
@@ -305,14 +462,18 @@ impl<'a> Fold<'a> {
         for text in texts {
             match self.judge_cidr(text) {
                 Ok(cidr) if believed.contains(&cidr) => {}
-                Ok(cidr) => match self.contradiction(cidr) {
-                    Some(reason) => self.refuse_conflict(node, reason),
-                    None => {
-                        let (family, first) = key(cidr.network());
-                        self.cidrs.insert((family, first), (key(cidr.broadcast()).1, cidr, &node.name));
-                        believed.push(cidr);
+                Ok(cidr) => {
+                    let claim = (key(cidr.network()), key(cidr.broadcast()));
+                    match self.contradiction(cidr, claim) {
+                        Some((reason, holder)) => self.refuse_conflict(node, reason, holder, claim),
+                        None => {
+                            self.look_among_the_lost(claim);
+                            let (first, (_, end)) = claim;
+                            self.claims.cidrs.insert(first, (end, cidr, node.name.as_str().into()));
+                            believed.push(cidr);
+                        }
                     }
-                },
+                }
                 Err(reason) => self.refuse(node, reason),
             }
         }
@@ -349,25 +510,26 @@ impl<'a> Fold<'a> {
         Ok(cidr)
     }
 
-    /// What believed fact this CIDR contradicts, in words.
-    fn contradiction(&self, cidr: IpNet) -> Option<String> {
-        let (first, last) = (key(cidr.network()), key(cidr.broadcast()));
+    /// What believed fact this CIDR contradicts, in words, and who claims that.
+    fn contradiction(&self, cidr: IpNet, (first, last): (Key, Key)) -> Option<(String, Box<str>)> {
         // Believed ranges are disjoint, so only the last one that begins at or before our end can overlap.
-        if let Some((_, (end, other, holder))) = self.cidrs.range(..=last).next_back()
+        if let Some((_, (end, other, holder))) = self.claims.cidrs.range(..=last).next_back()
             && key(other.network()).0 == first.0
             && *end >= first.1
         {
-            return Some(format!("pod CIDR {cidr} overlaps {other} of {}", self.called(holder)));
+            let reason = format!("pod CIDR {cidr} overlaps {other} of {}", self.called(holder));
+            return Some((reason, holder.clone()));
         }
-        let (address, holder) = self.underlays.range(first..=last).next()?;
+        let (address, holder) = self.claims.underlays.range(first..=last).next()?;
         let address = address_of(*address);
-        Some(format!("pod CIDR {cidr} covers {address}, the address of {}", self.called(holder)))
+        let reason = format!("pod CIDR {cidr} covers {address}, the address of {}", self.called(holder));
+        Some((reason, holder.clone()))
     }
 
     /// The believed CIDR that covers this address.
-    fn cidr_over(&self, address: IpAddr) -> Option<(IpNet, &'a str)> {
-        let (_, (_, cidr, holder)) = self.cidrs.range(..=key(address)).next_back()?;
-        cidr.contains(&address).then_some((*cidr, *holder))
+    fn cidr_over(&self, address: IpAddr) -> Option<(IpNet, Box<str>)> {
+        let (_, (_, cidr, holder)) = self.claims.cidrs.range(..=key(address)).next_back()?;
+        cidr.contains(&address).then(|| (*cidr, holder.clone()))
     }
 
     fn called(&self, node: &str) -> String {
@@ -378,8 +540,14 @@ impl<'a> Fold<'a> {
         self.refused.push(Refusal { node: node.name.clone(), reason, is_conflict: false });
     }
 
-    fn refuse_conflict(&mut self, node: &NodeObject, reason: String) {
+    fn refuse_conflict(&mut self, node: &NodeObject, reason: String, holder: Box<str>, range: (Key, Key)) {
         self.refused.push(Refusal { node: node.name.clone(), reason, is_conflict: true });
+        self.lost.push(LostClaim { node: node.name.as_str().into(), holder: Some(holder), range });
+    }
+
+    fn look_among_the_lost(&mut self, (first, last): (Key, Key)) {
+        let meets = |lost: &LostClaim| lost.range.0 <= last && first <= lost.range.1;
+        self.meets_lost |= self.others_lost.iter().any(meets);
     }
 }
 
@@ -390,14 +558,14 @@ fn own_has(own: &Own, family: Family) -> bool {
     }
 }
 
-fn key(address: IpAddr) -> (Family, u128) {
+fn key(address: IpAddr) -> Key {
     match address {
         IpAddr::V4(v4) => (Family::V4, v4.to_bits().into()),
         IpAddr::V6(v6) => (Family::V6, v6.to_bits()),
     }
 }
 
-fn address_of((family, bits): (Family, u128)) -> IpAddr {
+fn address_of((family, bits): Key) -> IpAddr {
     match (family, u32::try_from(bits)) {
         (Family::V4, Ok(bits)) => Ipv4Addr::from_bits(bits).into(),
         _ => Ipv6Addr::from_bits(bits).into(),

@@ -52,7 +52,12 @@ impl Edit for NodeObject {
 fn fold(config: &Config, nodes: &[NodeObject]) -> Cluster {
     let mut book = Book::default();
     book.apply(NodeEvent::Listed(nodes.to_vec()));
-    book.cluster(config)
+    derived(&mut book, config)
+}
+
+fn derived(book: &mut Book, config: &Config) -> Cluster {
+    let _ = book.derive(config);
+    book.cluster().clone()
 }
 
 /// The cluster of our own node and these.
@@ -322,7 +327,10 @@ fn our_own_problem_is_told_with_its_remedy() {
     assert!(no_cidr.contains("--allocate-node-cidrs") && no_cidr.contains("--cluster-cidr"), "{no_cidr}");
     assert!(problem(&[node("own", &["10.0.0.0/24"], &["127.0.0.1"])]).contains("InternalIP"));
     assert!(
-        Book::default().cluster(&config(&[])).own_problem.unwrap().contains("no Nodes have been read yet")
+        derived(&mut Book::default(), &config(&[]))
+            .own_problem
+            .unwrap()
+            .contains("no Nodes have been read yet")
     );
     let six = node("own", &["fd00::/64"], &["192.0.2.1"]);
     assert!(fold(&config(&[("mtu", "1279")]), &[six]).own_problem.unwrap().contains("1280"));
@@ -384,6 +392,35 @@ prop_compose! {
     }
 }
 
+/// What may happen to one of the nodes; most of the time they do not contradict one another.
+fn step() -> impl Strategy<Value = NodeEvent> {
+    let peaceful =
+        (prop::sample::select(vec!["a", "b", "c", "d", "e", "f", "g"]), 0..3_u8).prop_map(|(name, at)| {
+            let place = at + 3 * (name.as_bytes()[0] - b'a');
+            flannel(name, &[&format!("10.244.{}.0/24", place + 10)], &[&format!("192.0.2.{}", place + 10)])
+        });
+    let applied = |node| NodeEvent::Applied(Box::new(node));
+    prop_oneof![
+        8 => peaceful.prop_map(applied),
+        2 => prop_oneof![hostile("own"), hostile("a"), hostile("e"), hostile("f")].prop_map(applied),
+        2 => prop::sample::select(vec!["a", "b", "c", "d", "e", "f", "g"]).prop_map(|name| NodeEvent::Deleted(name.into())),
+    ]
+}
+
+/// The peers after these changes.
+fn follow(mut peers: Vec<Peer>, changes: &[PeerChange]) -> Vec<Peer> {
+    for change in changes {
+        assert_ne!(change.before, change.after);
+        if let Some(before) = &change.before {
+            let at = peers.iter().position(|peer| peer == before).expect("a peer that was there");
+            peers.remove(at);
+        }
+        peers.extend(change.after.clone());
+    }
+    peers.sort_by(|one, other| one.name.cmp(&other.name));
+    peers
+}
+
 fn hostile_nodes() -> impl Strategy<Value = Vec<NodeObject>> {
     ["own", "a", "b", "c", "d"].map(hostile).into_iter().collect::<Vec<_>>()
 }
@@ -401,7 +438,31 @@ proptest! {
         book.apply(NodeEvent::Deleted("gone".into()));
         let mut listed = Book::default();
         listed.apply(NodeEvent::Listed(nodes));
-        prop_assert_eq!(book.cluster(&config(&[])), listed.cluster(&config(&[])));
+        prop_assert_eq!(derived(&mut book, &config(&[])), derived(&mut listed, &config(&[])));
+    }
+
+    #[test]
+    fn a_picture_that_is_revised_is_the_one_made_anew(
+        first in hostile_nodes(),
+        steps in proptest::collection::vec(proptest::collection::vec(step(), 1..4), 1..12),
+        flannel in any::<bool>(),
+    ) {
+        let config = if flannel { config(&[("annotation_prefix", "flannel.alpha.coreos.com")]) } else { config(&[]) };
+        let mut book = Book::default();
+        book.apply(NodeEvent::Listed(first));
+        let mut told = Cluster::default();
+        for events in std::iter::once(Vec::new()).chain(steps) {
+            for event in events {
+                book.apply(event);
+            }
+            let change = book.derive(&config);
+            prop_assert_eq!(book.cluster(), &fold(&config, &book.nodes()));
+            let now = book.cluster();
+            prop_assert_eq!(change.refused, told.refused != now.refused);
+            prop_assert_eq!(change.own, (&told.own, &told.own_problem) != (&now.own, &now.own_problem));
+            prop_assert_eq!(&follow(told.peers, &change.peers), &now.peers);
+            told = now.clone();
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use wire::packet::mix;
 pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
 /// Prefixes of one family: a map per length, longest first.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Prefixes<A> {
     lengths: Vec<(u8, A, Map<A, u32>)>,
 }
@@ -29,6 +29,25 @@ impl<A: Address> Prefixes<A> {
             }
         };
         self.lengths[at].2.entry(network).or_insert(index);
+    }
+
+    /// Takes out a prefix that leads to this place.
+    pub(super) fn remove(&mut self, network: A, length: u8, index: u32) {
+        let Ok(at) = self.lengths.binary_search_by(|(have, _, _)| length.cmp(have)) else { return };
+        let map = &mut self.lengths[at].2;
+        if map.get(&network) == Some(&index) {
+            map.remove(&network);
+        }
+        if map.is_empty() {
+            self.lengths.remove(at);
+        }
+    }
+
+    /// Makes a prefix that leads to the place `from` lead to `to`.
+    pub(super) fn rename(&mut self, network: A, length: u8, from: u32, to: u32) {
+        if let Ok(at) = self.lengths.binary_search_by(|(have, _, _)| length.cmp(have)) {
+            super::rename(self.lengths[at].2.get_mut(&network), from, to);
+        }
     }
 
     #[inline]
