@@ -16,6 +16,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("/bin/nc", "nc.openbsd", "netcat-openbsd"),
     ("/usr/bin/curl", "curl", "curl"),
     ("/usr/bin/dig", "dig", "bind9-dnsutils"),
+    ("/usr/bin/nslookup", "nslookup", "bind9-dnsutils"),
     ("/usr/bin/getent", "getent", "libc-bin"),
     ("/usr/bin/timeout", "timeout", "coreutils"),
     ("/bin/cat", "cat", "coreutils"),

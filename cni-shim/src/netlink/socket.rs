@@ -70,6 +70,7 @@ impl NetlinkError {
 /// An open rtnetlink socket.
 pub struct Netlink {
     socket: Socket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -87,13 +88,19 @@ impl Netlink {
     /// If the kernel refuses the socket.
     pub fn open() -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.set_netlink_get_strict_chk(true)?;
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
         socket.set_rx_buf_sz(SOCKET_BUFFER)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT)).map_err(io::Error::from)?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+        Ok(Self { socket, port, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+    }
+
+    /// The socket's port: notifications of what this socket changed carry it (`nlmsg_pid` of `linux/netlink.h`).
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends one change and waits for its acknowledgement.

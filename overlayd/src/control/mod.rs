@@ -67,8 +67,10 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
         // Nobody to tell any more: the loop has ended.
         let _ = gone.send(name);
     };
-    let _watch = kernel::watch(move || notify.notify_one(), gone).context("subscribe to kernel changes")?;
     let (mut control, mut news) = Control::new(config)?;
+    let own = control.reconciler.kernel_ports();
+    let _watch =
+        kernel::watch(own, move || notify.notify_one(), gone).context("subscribe to kernel changes")?;
     let known = control.load_cache();
     let (mut edge, _tasks) = open_edge(&mut control, known)?;
     let mut node_events = Vec::with_capacity(QUEUE);

@@ -14,7 +14,7 @@ use crate::core::notice::Reason;
 use crate::core::plan::ruleset::Ruleset;
 use crate::core::plan::{Actual, Conflict, ForeignLink, Op, conflicts, plan};
 use crate::core::status::ReconcileStatus;
-use crate::kernel::{Kernel, KernelError, PLUMBING_LIMIT};
+use crate::kernel::{Kernel, KernelError, PLUMBING_LIMIT, Ports};
 
 /// How long kernel changes are gathered before they are looked at: a pod's birth is a burst of them.
 const GATHER: Duration = Duration::from_millis(50);
@@ -36,7 +36,10 @@ const RESYNC: Duration = Duration::from_secs(30);
 pub(super) struct Reconciler {
     kernel: Kernel,
     observed: Option<Actual>,
+    /// Whether the kernel may hold something else than was observed.
     stale: bool,
+    /// When the last observation was made.
+    read_at: Option<Instant>,
     due: Option<Instant>,
     /// Until when the last round rests.
     rests_until: Option<Instant>,
@@ -57,6 +60,7 @@ impl Reconciler {
                 .with_sysctls_at(&config.sysctl_dir),
             observed: None,
             stale: true,
+            read_at: None,
             due: None,
             rests_until: None,
             backoff: Backoff::default(),
@@ -66,6 +70,11 @@ impl Reconciler {
             conflicts: Vec::new(),
             numbers: ReconcileStatus::default(),
         })
+    }
+
+    /// The ports of the sockets by which the kernel is changed.
+    pub(super) fn kernel_ports(&self) -> Ports {
+        self.kernel.ports()
     }
 
     /// A round is due now: the wish changed.
@@ -130,9 +139,17 @@ impl Reconciler {
         actual.foreign_links.iter().filter(holds).map(|link| link.name.clone()).collect()
     }
 
+    /// Whether only another read tells what the kernel holds.
+    fn must_read(&self) -> bool {
+        self.stale
+            || self.read_at.is_none_or(|at| at.elapsed() >= RESYNC)
+            || self.observed.as_ref().is_none_or(has_unsettled)
+    }
+
     fn read(&mut self) -> Result<&Actual, KernelError> {
         // Cleared before the read: a change during it makes it stale again.
         self.stale = false;
+        self.read_at = Some(Instant::now());
         let actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
         Ok(self.observed.insert(actual))
     }
@@ -150,7 +167,13 @@ impl Reconciler {
         self.settled = true;
         // What an unsettled veth lacks may be lost, or not made yet: nobody will tell which but the time.
         let unsettled = self.observed.as_ref().is_some_and(has_unsettled);
-        self.due = Some(Instant::now() + if unsettled { PLUMBING_LIMIT } else { RESYNC });
+        let rest = match unsettled {
+            // Nobody else tells what came of our own changes.
+            _ if self.stale => GATHER,
+            true => PLUMBING_LIMIT,
+            false => RESYNC,
+        };
+        self.due = Some(Instant::now() + rest);
     }
 }
 
@@ -185,7 +208,9 @@ impl Control {
     }
 
     fn reconcile(&mut self) -> Result<()> {
-        self.observe().context("read the kernel state")?;
+        if self.reconciler.must_read() {
+            self.observe().context("read the kernel state")?;
+        }
         let path_mtus = self.believed_path_mtus();
         let Some(inputs) = self.inputs(&path_mtus) else { return Ok(()) };
         let have = inputs.actual;
@@ -263,10 +288,14 @@ impl Reconciler {
             match self.kernel.apply(op) {
                 Ok(applied) => {
                     tracing::debug!(?op, "kernel changed");
+                    self.stale |= !self.observed.as_mut().is_some_and(|have| have.take_in(op));
                     self.numbers.changes += 1;
                     self.numbers.conntrack_deleted += applied.conntrack_deleted;
                 }
-                Err(error) => failures.push(error.to_string()),
+                Err(error) => {
+                    self.stale = true;
+                    failures.push(error.to_string());
+                }
             }
         }
         anyhow::ensure!(failures.is_empty(), "{}", summary(&failures));

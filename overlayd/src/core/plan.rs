@@ -16,7 +16,7 @@ use wire::tag;
 
 use super::desired::{Desired, egress};
 use super::leases::ObservedVeth;
-use ruleset::{ChainName, Family, ForwardChain, Range, Rule, Ruleset, Set};
+use ruleset::{ChainName, ElementChange, Family, ForwardChain, Range, Rule, Ruleset};
 
 pub use conflict::{Conflict, conflicts};
 
@@ -53,6 +53,31 @@ pub struct Actual {
     pub foreign_routes: Vec<ForeignRoute>,
     /// Names of the links that a router-advertised IPv6 default route leaves by.
     pub advertised_defaults: BTreeSet<String>,
+}
+
+impl Actual {
+    /// Shows what the kernel holds after this operation, if that follows from the operation alone: so it is with all that peers are
+    /// made of. Otherwise the kernel must be read again, and `false` is returned.
+    pub fn take_in(&mut self, op: &Op) -> bool {
+        let tun = self.device.as_ref().map(|device| Via::Link(device.index));
+        let is_plain = |route: &Route| route.via == Via::Unreachable || Some(route.via) == tun;
+        match op {
+            Op::AddRoute(route) if is_plain(route) => self.routes.insert(route.clone()),
+            Op::ReplaceRoute(route) if is_plain(route) => {
+                let (destination, metric) = route.key();
+                let first = Route { destination, metric, via: Via::Link(0), source: None, mtu: None };
+                let old = self.routes.range(first..).next().filter(|old| old.key() == route.key()).cloned();
+                old.is_some_and(|old| self.routes.remove(&old)) && self.routes.insert(route.clone())
+            }
+            Op::DeleteRoute(route) if is_plain(route) => self.routes.remove(route),
+            Op::ChangeElements(changes) => {
+                let Some(table) = &mut self.table else { return false };
+                changes.iter().all(|change| table.take_in(change))
+            }
+            Op::ForgetBareFlows { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Our TUN device.
@@ -198,8 +223,8 @@ pub enum Op {
     DeleteRoute(Route),
     /// Puts this in the place of our table, in one transaction.
     ReplaceTable(Ruleset),
-    /// Puts these in the place of the elements of our sets of the same names, in one transaction.
-    ReplaceElements(Vec<Set>),
+    /// Removes elements of our sets and adds others, in one transaction.
+    ChangeElements(Vec<ElementChange>),
     /// Deletes our table.
     DeleteTable,
     /// Deletes conntrack entries that leave the cluster without source NAT: they began while our table was missing,
@@ -338,7 +363,7 @@ fn table(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
         create.push(forget_bare_flows(want));
         return;
     };
-    let changed: Vec<Set> = want.table.sets.iter().filter(|set| !table.sets.contains(set)).cloned().collect();
+    let changed = table.element_changes(&want.table);
     if changed.is_empty() {
         return;
     }
@@ -348,7 +373,7 @@ fn table(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
         table.ranges(cluster).iter().any(|range| range.first <= pods.first && pods.last <= range.last)
     };
     let exposed = !want.bare_flow_sources.iter().all(masqueraded);
-    create.push(Op::ReplaceElements(changed));
+    create.push(Op::ChangeElements(changed));
     if exposed {
         create.push(forget_bare_flows(want));
     }

@@ -45,6 +45,13 @@ pub struct Applied {
     pub conntrack_deleted: u64,
 }
 
+/// Netlink ports, by which the kernel tells who made a change. Each protocol numbers its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    route: u32,
+    netfilter: u32,
+}
+
 /// Sockets to the kernel. Synchronous; every call is short.
 #[derive(Debug)]
 pub struct Kernel {
@@ -72,6 +79,12 @@ impl Kernel {
             plumbing: Plumbing::default(),
             epoch: Instant::now(),
         })
+    }
+
+    /// The ports of the sockets that make changes.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        Ports { route: self.netlink.port(), netfilter: self.netfilter.port() }
     }
 
     /// Writes sysctls below `root`, another mount of `/proc/sys`.
@@ -142,8 +155,8 @@ impl Kernel {
                 nftables::replace_table(netfilter, ruleset)
                     .map_err(failed("replace nftables table inet overlayd"))?;
             }
-            Op::ReplaceElements(sets) => nftables::replace_elements(netfilter, sets)
-                .map_err(failed("replace elements of nftables table inet overlayd"))?,
+            Op::ChangeElements(changes) => nftables::change_elements(netfilter, changes)
+                .map_err(failed("change elements of nftables table inet overlayd"))?,
             Op::DeleteTable => {
                 nftables::delete_table(netfilter).map_err(failed("delete nftables table inet overlayd"))?;
             }

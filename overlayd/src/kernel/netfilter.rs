@@ -67,6 +67,7 @@ pub(super) struct Message {
 /// An open socket.
 pub(super) struct Netfilter {
     socket: Socket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -80,13 +81,18 @@ impl std::fmt::Debug for Netfilter {
 impl Netfilter {
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         // Words are a courtesy of newer kernels, and without a copy of the request the answers stay small.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; 64 * 1024] })
+        Ok(Self { socket, port, sequence: 0, buffer: vec![0; 64 * 1024] })
+    }
+
+    /// The socket's port: notifications of what this socket changed carry it.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Every object that a dump returns: family and attributes.

@@ -5,7 +5,8 @@ use std::io;
 use super::expression;
 use super::netfilter::{APPEND, CREATE, Message, NFTABLES, Netfilter, errno};
 use crate::core::plan::ruleset::{
-    Chain, ChainName, FORWARD_TAG, Family, ForwardChain, Part, Range, Rule, Ruleset, Set, TABLE, TableFamily,
+    Chain, ChainName, ElementChange, FORWARD_TAG, Family, ForwardChain, Part, Range, Rule, Ruleset, Set,
+    TABLE, TableFamily,
 };
 use cni_shim::netlink::attribute::{self, Attributes};
 
@@ -298,7 +299,7 @@ pub(super) fn replace_table(socket: &mut Netfilter, ruleset: &Ruleset) -> io::Re
         message(NEW_TABLE, CREATE, name()),
     ];
     messages.extend(ruleset.sets.iter().zip(1..).map(|(set, id)| new_set(set, id)));
-    messages.extend(ruleset.sets.iter().flat_map(new_elements));
+    messages.extend(ruleset.sets.iter().flat_map(|set| elements_of(&set.name, &set.ranges, ADD)));
     for chain in &ruleset.chains {
         messages.push(new_chain(chain));
         messages.extend(chain.rules.iter().map(|rule| {
@@ -309,15 +310,14 @@ pub(super) fn replace_table(socket: &mut Netfilter, ruleset: &Ruleset) -> io::Re
     socket.transaction(messages)
 }
 
-/// Puts these in the place of the elements of the sets of the same names.
-pub(super) fn replace_elements(socket: &mut Netfilter, sets: &[Set]) -> io::Result<()> {
-    let flush = |set: &Set| {
-        let body = Attributes::default().text(IN_TABLE, TABLE).text(ELEMENTS_SET, &set.name);
-        message(DELETE_ELEMENTS, 0, body)
+/// Takes elements out of sets and puts others in.
+pub(super) fn change_elements(socket: &mut Netfilter, changes: &[ElementChange]) -> io::Result<()> {
+    let messages = |(kind, flags), ranges: fn(&ElementChange) -> &[Range]| {
+        changes.iter().flat_map(move |change| elements_of(&change.set, ranges(change), (kind, flags)))
     };
-    let mut messages: Vec<Message> = sets.iter().map(flush).collect();
-    messages.extend(sets.iter().flat_map(new_elements));
-    socket.transaction(messages)
+    // What goes first makes room for what comes: they may overlap.
+    let all = messages(REMOVE, |change| &change.remove).chain(messages(ADD, |change| &change.add));
+    socket.transaction(all.collect())
 }
 
 /// Deletes our table, if it is there.
@@ -365,13 +365,19 @@ fn new_set(set: &Set, id: u32) -> Message {
     message(NEW_SET, CREATE, body)
 }
 
-fn new_elements(set: &Set) -> Vec<Message> {
+/// Message type and flags that put elements into a set.
+const ADD: (u8, u16) = (NEW_ELEMENTS, CREATE);
+
+/// The same that take them out.
+const REMOVE: (u8, u16) = (DELETE_ELEMENTS, 0);
+
+fn elements_of(set: &str, ranges: &[Range], (kind, flags): (u8, u16)) -> Vec<Message> {
     let mark = |key: Vec<u8>, flags: u32| {
         let key = Attributes::default().raw(expression::DATA_VALUE, &key);
         let element = Attributes::default().nested(ELEMENT_KEY, &key);
         if flags == 0 { element } else { element.be32(ELEMENT_FLAGS, flags) }
     };
-    let marks = set.ranges.iter().flat_map(|range| {
+    let marks = ranges.iter().flat_map(|range| {
         let end = after(&expression::octets(range.last)).map(|key| mark(key, INTERVAL_END));
         std::iter::once(mark(expression::octets(range.first), 0)).chain(end)
     });
@@ -380,8 +386,8 @@ fn new_elements(set: &Set) -> Vec<Message> {
     let mut count = 0;
     let mut flush = |list: &Attributes| {
         if !list.is_empty() {
-            let body = Attributes::default().text(IN_TABLE, TABLE).text(ELEMENTS_SET, &set.name);
-            messages.push(message(NEW_ELEMENTS, CREATE, body.nested(ELEMENTS_LIST, list)));
+            let body = Attributes::default().text(IN_TABLE, TABLE).text(ELEMENTS_SET, set);
+            messages.push(message(kind, flags, body.nested(ELEMENTS_LIST, list)));
         }
     };
     for mark in marks {
@@ -445,7 +451,7 @@ mod tests {
     /// The ranges that the kernel would report for these messages.
     fn read_back(set: &Set) -> Vec<Range> {
         let mut marks = Vec::new();
-        for message in new_elements(set) {
+        for message in elements_of(&set.name, &set.ranges, ADD) {
             let body = message.body.bytes();
             let list = attribute::find(&body, ELEMENTS_LIST).unwrap();
             marks.extend(attribute::each(list).filter_map(|(_, element)| parse_element(element)));
@@ -483,7 +489,7 @@ mod tests {
             .collect();
         let set = Set { name: "cluster4".to_owned(), family: Family::V4, ranges: ranges(Family::V4, &nets) };
         assert_eq!(set.ranges.len(), 10_000);
-        for message in new_elements(&set) {
+        for message in elements_of(&set.name, &set.ranges, ADD) {
             assert!(message.body.len() < usize::from(u16::MAX));
         }
         assert_eq!(read_back(&set), set.ranges);

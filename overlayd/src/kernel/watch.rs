@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use wire::tag::VETH_PREFIX;
 
-use super::KernelError;
+use super::{KernelError, Ports};
 
 /// `enum rtnetlink_groups` of `linux/rtnetlink.h`: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, and
 /// NEIGH for neighbours that were deleted, and IPV4_NETCONF, IPV6_NETCONF, which report sysctls such as forwarding
@@ -51,24 +51,34 @@ impl Drop for Watch {
     }
 }
 
-/// Calls `notify` (from its own thread) after every burst of changes, also our own, and before it `gone` with the name of
-/// each link of ours that went: one that came and went within a burst is never seen by a read.
+/// Calls `notify` (from its own thread) after every burst of changes that others than the sockets with the ports `own` made, and
+/// before it `gone` with the name of each link of ours that went: one that came and went within a burst is never seen by a read.
 ///
 /// # Errors
 /// If the kernel refuses the sockets.
 pub fn watch(
+    own: Ports,
     notify: impl Fn() + Send + 'static,
     gone: impl Fn(String) + Send + 'static,
 ) -> Result<Watch, KernelError> {
-    let subscribe_all = || -> io::Result<Vec<Socket>> {
-        Ok(vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)?, subscribe(NETLINK_NETFILTER, &[NFTABLES_GROUP])?])
+    let subscribe_all = || -> io::Result<Vec<Subscription>> {
+        Ok(vec![
+            Subscription { own: own.route, socket: subscribe(NETLINK_ROUTE, &ROUTE_GROUPS)? },
+            Subscription { own: own.netfilter, socket: subscribe(NETLINK_NETFILTER, &[NFTABLES_GROUP])? },
+        ])
     };
     let open = || start(subscribe_all()?, notify, gone);
     open().map_err(|error| KernelError(format!("subscribe to kernel changes: {error}")))
 }
 
+/// A socket that is told of changes, and the port of ours that makes changes of this kind.
+struct Subscription {
+    own: u32,
+    socket: Socket,
+}
+
 fn start(
-    sockets: Vec<Socket>,
+    sockets: Vec<Subscription>,
     notify: impl Fn() + Send + 'static,
     gone: impl Fn(String) + Send + 'static,
 ) -> io::Result<Watch> {
@@ -91,7 +101,7 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
 }
 
 struct Watcher {
-    sockets: Vec<Socket>,
+    sockets: Vec<Subscription>,
     stop: Arc<EventFd>,
 }
 
@@ -118,7 +128,7 @@ impl Watcher {
 
     fn wait(&self, timeout: PollTimeout, gone: &dyn Fn(String)) -> Wake {
         let input = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let sockets = self.sockets.iter().map(|socket| input(socket.as_fd()));
+        let sockets = self.sockets.iter().map(|subscription| input(subscription.socket.as_fd()));
         let mut fds: Vec<PollFd<'_>> = std::iter::once(input(self.stop.as_fd())).chain(sockets).collect();
         match poll(&mut fds, timeout) {
             Err(nix::Error::EINTR) => return Wake::Changed,
@@ -129,7 +139,11 @@ impl Watcher {
         if fds.first().and_then(PollFd::any) == Some(true) {
             return Wake::Stop;
         }
-        let changed = self.sockets.iter().map(|socket| drain(socket, gone)).fold(false, |any, one| any | one);
+        let changed = self
+            .sockets
+            .iter()
+            .map(|subscription| drain(subscription, gone))
+            .fold(false, |any, one| any | one);
         if changed { Wake::Changed } else { Wake::Noise }
     }
 }
@@ -145,7 +159,7 @@ enum Wake {
 
 /// Empties the queue. Whether anything in it matters: what else the messages say does not, as everything is read
 /// anew; nor does it if the kernel had to drop some (ENOBUFS, which clears itself when reported).
-fn drain(socket: &Socket, gone: &dyn Fn(String)) -> bool {
+fn drain(Subscription { own, socket }: &Subscription, gone: &dyn Fn(String)) -> bool {
     let mut buffer = [0u8; 256];
     let mut matters = false;
     loop {
@@ -158,7 +172,7 @@ fn drain(socket: &Socket, gone: &dyn Fn(String)) -> bool {
             // Of a longer message this is its begin, which has all that is looked at.
             Ok(length) => {
                 let message = buffer.get(..length).unwrap_or_default();
-                matters |= is_change(message);
+                matters |= is_change(message, *own);
                 if let Some(name) = deleted_veth(message) {
                     gone(name);
                 }
@@ -177,10 +191,11 @@ fn deleted_veth(message: &[u8]) -> Option<String> {
     attribute::text(message.get(32..)?, libc::IFLA_IFNAME).filter(|name| name.starts_with(VETH_PREFIX))
 }
 
-/// Whether a notification (`struct nlmsghdr` first) is of a change that could concern us.
-fn is_change(message: &[u8]) -> bool {
+/// Whether a notification (`struct nlmsghdr` first) is of a change that could concern us: who made one that we made knows of it.
+fn is_change(message: &[u8], own: u32) -> bool {
     let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
-    kind != Some(NEW_NEIGHBOUR)
+    let port = message.get(12..16).and_then(|port| port.try_into().ok()).map(u32::from_ne_bytes);
+    kind != Some(NEW_NEIGHBOUR) && port != Some(own)
 }
 
 #[cfg(test)]
@@ -192,9 +207,16 @@ mod tests {
     #[test]
     fn neighbours_that_appear_are_noise_and_ones_that_go_are_not() {
         let message = |kind: u16| [&[32, 0, 0, 0][..], &kind.to_ne_bytes(), &[0; 26]].concat();
-        assert!(!is_change(&message(NEW_NEIGHBOUR)));
+        assert!(!is_change(&message(NEW_NEIGHBOUR), 7));
         // RTM_DELNEIGH, RTM_DELROUTE
-        assert!(is_change(&message(29)) && is_change(&message(25)));
+        assert!(is_change(&message(29), 7) && is_change(&message(25), 7));
+    }
+
+    #[test]
+    fn what_our_own_socket_changed_is_noise_and_a_cut_message_is_not() {
+        let message = [&[32, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0][..], &7u32.to_ne_bytes(), &[0; 16]].concat();
+        assert!(!is_change(&message, 7));
+        assert!(is_change(&message, 8) && is_change(&message[..12], 7));
     }
 
     #[test]
@@ -214,7 +236,8 @@ mod tests {
     fn dropping_a_watch_ends_its_thread() {
         let (sender, receiver) = mpsc::channel::<()>();
         // The nftables group needs a privilege that unit tests do not have.
-        let sockets = vec![subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap()];
+        let socket = subscribe(NETLINK_ROUTE, &ROUTE_GROUPS).unwrap();
+        let sockets = vec![Subscription { own: 0, socket }];
         let watch = start(sockets, move || sender.send(()).unwrap_or(()), |_| {}).unwrap();
         drop(watch);
         while receiver.recv().is_ok() {}

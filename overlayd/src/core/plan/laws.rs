@@ -53,10 +53,14 @@ fn apply(state: &mut Actual, op: &Op) {
         }
         Op::DeleteRoute(route) => assert!(state.routes.remove(route), "ESRCH"),
         Op::ReplaceTable(table) => state.table = Some(table.clone()),
-        Op::ReplaceElements(sets) => {
+        Op::ChangeElements(changes) => {
             let table = state.table.as_mut().expect("a table");
-            for set in sets {
-                *table.sets.iter_mut().find(|old| old.name == set.name).expect("a set") = set.clone();
+            for ElementChange { set, remove, add } in changes {
+                let set = table.sets.iter_mut().find(|old| old.name == *set).expect("a set");
+                let mut ranges: BTreeSet<Range> = set.ranges.iter().copied().collect();
+                assert!(remove.iter().all(|range| ranges.remove(range)), "ENOENT");
+                assert!(add.iter().all(|range| ranges.insert(*range)), "EEXIST");
+                set.ranges = ranges.into_iter().collect();
             }
         }
         Op::DeleteTable => state.table = None,
@@ -82,6 +86,14 @@ fn apply(state: &mut Actual, op: &Op) {
             }
         }
     }
+}
+
+/// The same, and what is believed to follow from it must be what is there then.
+fn apply_and_follow(state: &mut Actual, op: &Op) {
+    let mut believed = state.clone();
+    let follows = believed.take_in(op);
+    apply(state, op);
+    assert!(!follows || believed == *state, "{op:?}");
 }
 
 fn deletes(op: &Op) -> bool {
@@ -231,7 +243,7 @@ proptest! {
         let want = world.want(&have);
         let mut state = have.clone();
         for op in plan(&want, &have) {
-            apply(&mut state, &op);
+            apply_and_follow(&mut state, &op);
         }
         prop_assert_eq!(plan(&want, &state), []);
         // The wish depends on facts, and none of them may have been changed by its fulfilment in a way that asks for more.
@@ -354,11 +366,31 @@ fn a_new_peer_changes_elements_only() {
     world.cluster.peers.push(sample::peer("c", "192.0.2.3", &["10.244.3.0/24"]));
     let ops = plan(&world.want(&state), &state);
     let changed = |op: &Op| match op {
-        Op::ReplaceElements(sets) => sets.iter().map(|set| set.name.clone()).collect(),
+        Op::ChangeElements(changes) => changes.iter().map(|change| change.set.clone()).collect(),
         _ => Vec::new(),
     };
     assert_eq!(ops.iter().flat_map(changed).collect::<Vec<_>>(), ["cluster4", "nodes4"]);
     assert!(!ops.iter().any(|op| matches!(op, Op::ReplaceTable(_) | Op::ForgetBareFlows { .. })), "{ops:?}");
+    let mut state = state;
+    assert!(ops.iter().all(|op| state.take_in(op)), "what peers are made of needs no new read: {ops:?}");
+    assert_eq!(plan(&world.want(&state), &state), []);
+}
+
+proptest! {
+    #[test]
+    fn peers_that_come_change_and_go_need_no_new_read(one in any_world(), other in any_world()) {
+        let other = World { config: one.config.clone(), own: one.own.clone(), ..other };
+        let mut state = settled_state(&one);
+        for world in [&other, &one] {
+            for op in plan(&world.want(&state), &state) {
+                let mut there = state.clone();
+                apply(&mut there, &op);
+                prop_assert!(state.take_in(&op), "{op:?}");
+                prop_assert_eq!(&state, &there);
+            }
+            prop_assert_eq!(plan(&world.want(&state), &state), []);
+        }
+    }
 }
 
 #[test]

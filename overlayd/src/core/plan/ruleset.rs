@@ -93,6 +93,11 @@ pub fn covers(ranges: &[Range], address: IpAddr) -> bool {
     after.checked_sub(1).and_then(|at| ranges.get(at)).is_some_and(|range| address <= range.last)
 }
 
+/// Those of `ranges` that are not in `list`; both ascend.
+fn missing_from(list: &[Range], ranges: &[Range]) -> Vec<Range> {
+    ranges.iter().filter(|range| list.binary_search(range).is_err()).copied().collect()
+}
+
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(address.to_bits()),
@@ -116,6 +121,17 @@ pub struct Set {
     pub family: Family,
     /// Its elements, ascending, disjoint and not adjacent.
     pub ranges: Vec<Range>,
+}
+
+/// What a set of ours loses and gains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ElementChange {
+    /// Name of the set.
+    pub set: String,
+    /// Elements that it has and loses.
+    pub remove: Vec<Range>,
+    /// Elements that it gains.
+    pub add: Vec<Range>,
 }
 
 /// Where a chain is hooked in. `priority` is that of `linux/netfilter_ipv4.h`, enum `nf_ip_hook_priorities`.
@@ -220,6 +236,33 @@ impl Ruleset {
     #[must_use]
     pub fn ranges(&self, name: &str) -> &[Range] {
         self.sets.iter().find(|set| set.name == name).map_or(&[], |set| &set.ranges)
+    }
+
+    /// What the sets of a ruleset of the same shape must lose and gain to hold what those of `wanted` do.
+    #[must_use]
+    pub fn element_changes(&self, wanted: &Self) -> Vec<ElementChange> {
+        let differ = wanted.sets.iter().filter(|set| self.ranges(&set.name) != set.ranges);
+        differ
+            .map(|set| {
+                let have = self.ranges(&set.name);
+                ElementChange {
+                    set: set.name.clone(),
+                    remove: missing_from(&set.ranges, have),
+                    add: missing_from(have, &set.ranges),
+                }
+            })
+            .collect()
+    }
+
+    /// Makes the change. Whether there is such a set with what it loses.
+    pub(in crate::core) fn take_in(&mut self, change: &ElementChange) -> bool {
+        let Some(set) = self.sets.iter_mut().find(|set| set.name == change.set) else { return false };
+        let before = set.ranges.len();
+        set.ranges.retain(|range| change.remove.binary_search(range).is_err());
+        let removed = before - set.ranges.len();
+        set.ranges.extend(&change.add);
+        set.ranges.sort_unstable();
+        removed == change.remove.len()
     }
 
     /// Whether both have the same chains and the same sets, whatever the sets hold.
