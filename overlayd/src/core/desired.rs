@@ -205,31 +205,32 @@ fn neighbours(actual: &Actual) -> BTreeSet<Neighbour> {
 }
 
 fn routes(inputs: Inputs<'_>, cluster: &[IpNet], families: &[Family]) -> BTreeSet<Route> {
-    let mut routes: BTreeMap<(IpNet, u32), Route> = BTreeMap::new();
-    let mut want = |route: Route| {
-        routes.entry(route.key()).or_insert(route);
-    };
-    for destination in cluster {
+    let mut routes = Vec::with_capacity(2 * cluster.len() + inputs.actual.veths.len());
+    routes.extend(cluster.iter().map(|destination| {
         let (destination, metric, via) = (*destination, UNREACHABLE_METRIC, Via::Unreachable);
-        want(Route { destination, metric, via, source: None, mtu: None });
-    }
+        Route { destination, metric, via, source: None, mtu: None }
+    }));
     if let Some(device) = &inputs.actual.device {
+        let own = inputs.own.tunnel_addresses();
         for path in inputs.cluster.peers.iter().flat_map(|peer| &peer.paths) {
             let mtu = peer_mtu(inputs, path.underlay);
             for cidr in path.pod_cidrs.iter().filter(|net| families.contains(&Family::of(net.addr()))) {
                 let family = Family::of(cidr.addr());
-                let own = inputs.own.tunnel_addresses();
-                let source = own.into_iter().find(|address| Family::of(*address) == family);
+                let source = own.iter().copied().find(|address| Family::of(*address) == family);
                 let metric = if family == Family::V4 { 0 } else { METRIC_V6 };
-                want(Route { destination: cidr.trunc(), metric, via: Via::Link(device.index), source, mtu });
+                let (destination, via) = (cidr.trunc(), Via::Link(device.index));
+                routes.push(Route { destination, metric, via, source, mtu });
             }
         }
     }
-    for (veth, address) in pods(inputs.actual) {
+    routes.extend(pods(inputs.actual).map(|(veth, address)| {
         let (destination, metric) = (IpNet::from(address), tag::POD_ROUTE_METRIC);
-        want(Route { destination, metric, via: Via::Link(veth.index), source: None, mtu: None });
-    }
-    routes.into_values().collect()
+        Route { destination, metric, via: Via::Link(veth.index), source: None, mtu: None }
+    }));
+    // Of several for one place the first stays, as the sort is stable.
+    routes.sort_by_key(Route::key);
+    routes.dedup_by_key(|route| route.key());
+    routes.into_iter().collect()
 }
 
 fn sysctls(inputs: Inputs<'_>, families: &[Family]) -> Vec<Sysctl> {

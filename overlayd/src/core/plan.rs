@@ -338,22 +338,31 @@ fn veths(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
 fn routes(want: &Desired, have: &Actual, create: &mut Vec<Op>, delete: &mut Vec<Op>) {
     let taken: BTreeSet<(IpNet, u32)> =
         have.foreign_routes.iter().map(|route| (route.destination, route.metric)).collect();
-    let ours: BTreeMap<(IpNet, u32), &Route> = have.routes.iter().map(|route| (route.key(), route)).collect();
-    let wanted: BTreeSet<(IpNet, u32)> = want.routes.iter().map(Route::key).collect();
-    for route in &want.routes {
-        match ours.get(&route.key()) {
-            Some(present) if *present == route => {}
-            Some(_) => create.push(Op::ReplaceRoute(route.clone())),
-            None if taken.contains(&route.key()) => {}
-            None => create.push(Op::AddRoute(route.clone())),
-        }
-    }
     // Routes to links other than the TUN belong to a pod that the plugin may be plumbing right now; they go with
     // their link and are never deleted by destination.
     let tun = have.device.as_ref().map(|device| Via::Link(device.index));
-    let stale = have.routes.iter().filter(|route| !wanted.contains(&route.key()));
-    let stale = stale.filter(|route| route.via == Via::Unreachable || Some(route.via) == tun);
-    delete.extend(stale.cloned().map(Op::DeleteRoute));
+    let mut drop_if_ours = |route: &Route| {
+        if route.via == Via::Unreachable || Some(route.via) == tun {
+            delete.push(Op::DeleteRoute(route.clone()));
+        }
+    };
+    // Both ascend by key.
+    let mut present = have.routes.iter().peekable();
+    for route in &want.routes {
+        while let Some(stale) = present.next_if(|present| present.key() < route.key()) {
+            drop_if_ours(stale);
+        }
+        let (mut is_there, mut is_right) = (false, false);
+        while let Some(same) = present.next_if(|present| present.key() == route.key()) {
+            (is_there, is_right) = (true, is_right || same == route);
+        }
+        if !is_there && !taken.contains(&route.key()) {
+            create.push(Op::AddRoute(route.clone()));
+        } else if is_there && !is_right {
+            create.push(Op::ReplaceRoute(route.clone()));
+        }
+    }
+    present.for_each(drop_if_ours);
 }
 
 fn table(want: &Desired, have: &Actual, create: &mut Vec<Op>) {

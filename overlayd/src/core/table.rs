@@ -40,7 +40,7 @@ pub(super) struct Path {
     /// What precedes an inner IPv6 packet.
     pub(super) header_v6: EncapHeader,
     /// Inner sources accepted from it.
-    pub(super) pod_cidrs: Box<[IpNet]>,
+    pub(super) pod_cidrs: Arc<[IpNet]>,
     pub(super) counters: Arc<PeerCounters>,
 }
 
@@ -115,7 +115,7 @@ impl Table {
         };
         let Some(index) = index else { return };
         let path = self.paths.swap_remove(index as usize);
-        for cidr in &path.pod_cidrs {
+        for cidr in path.pod_cidrs.iter() {
             match cidr {
                 IpNet::V4(net) => {
                     self.destinations_v4.remove(net.network().to_bits(), net.prefix_len(), index);
@@ -127,7 +127,7 @@ impl Table {
         }
         let Some(moved) = self.paths.get(index as usize) else { return };
         let from = self.paths.len() as u32;
-        for cidr in &moved.pod_cidrs {
+        for cidr in moved.pod_cidrs.iter() {
             match cidr {
                 IpNet::V4(net) => {
                     self.destinations_v4.rename(net.network().to_bits(), net.prefix_len(), from, index);
