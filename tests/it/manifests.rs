@@ -168,17 +168,19 @@ fn the_pod_comes_first_and_goes_gently() {
     assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
     assert_eq!(pod["enableServiceLinks"], json!(false), "OVERLAYD_PORT=tcp://... would be a setting");
     assert!(pod["terminationGracePeriodSeconds"].as_u64().is_some_and(|seconds| (2..=10).contains(&seconds)));
-    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}});
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}});
     assert_eq!(set["spec"]["updateStrategy"], strategy);
     assert_eq!(set["spec"]["selector"]["matchLabels"], set["spec"]["template"]["metadata"]["labels"]);
     let resources = &daemon["resources"];
     assert!(resources["requests"]["cpu"].is_string() && resources["limits"]["memory"].is_string());
     assert_eq!(resources["limits"]["cpu"], Value::Null, "it would throttle the packets");
-    let port = named(list(&daemon, "ports"), "metrics")["containerPort"].clone();
-    assert_eq!(port, json!(9472));
+    // The pod of an update stands beside the one before it, which a port of the host would not allow.
+    assert!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"] == 1 && daemon["ports"].is_null());
+    assert_eq!(named(list(&daemon, "env"), "OVERLAYD_TAKE_OVER")["value"], "true");
+    let port = json!(9472);
     let probe = |name: &str| daemon[name]["httpGet"].clone();
-    assert_eq!(probe("livenessProbe"), json!({"path": "/healthz", "port": "metrics"}));
-    assert_eq!(probe("readinessProbe"), json!({"path": "/readyz", "port": "metrics"}));
+    assert_eq!(probe("livenessProbe"), json!({"path": "/healthz", "port": port}));
+    assert_eq!(probe("readinessProbe"), json!({"path": "/readyz", "port": port}));
     let annotations = &set["spec"]["template"]["metadata"]["annotations"];
     assert_eq!(annotations["prometheus.io/port"].as_str(), Some(&*port.to_string()));
     assert_eq!(annotations["prometheus.io/path"], "/metrics");

@@ -60,6 +60,51 @@ fn a_killed_daemon_hurts_nobody_on_its_node_and_loses_no_byte_across() {
     assert!(more.is_disjoint(&leases), "{more:?} and {leases:?}");
 }
 
+/// As an update does it: the new daemon starts beside the old one.
+#[test]
+fn a_daemon_that_takes_over_is_hardly_noticed_and_the_old_one_serves_again_when_it_dies() {
+    let lab = Lab::with_nodes(2);
+    let node = lab.node(1);
+    let (near, next, far) = (node.add_pod("near"), node.add_pod("next"), lab.node(2).add_pod("far"));
+    let (next_server, far_server, outside) = (next.serve(), far.serve(), lab.outside().serve());
+    let (across, datagrams) = (near.tcp_stream(far_server.v4()), near.udp_stream(far_server.v4()));
+    let (within, egress) = (near.udp_stream(next_server.v4()), near.tcp_stream(outside.v4()));
+    across.wait_echoes(5);
+    let (first, before) = (node.status().pid, node.objects());
+
+    let successor = node.daemon_command().args(["--take-over", "true"]).spawn();
+    eventually("the successor serves", DEADLINE, || {
+        node.try_status().is_ok_and(|status| status.pid != first && status.ready)
+    });
+    across.wait_echoes(20);
+    datagrams.wait_echoes(20);
+    assert!(node.daemon_runs(), "it stands by");
+    assert_eq!(node.objects(), before);
+    for (name, stream) in [("within", within), ("egress", egress), ("across", across)] {
+        let stream = stream.stop();
+        assert_eq!((stream.answered, &stream.error), (stream.sent, &None), "{name}: {stream:?}");
+        assert!(stream.longest_gap_ms < 1000, "{name}: {stream:?}");
+    }
+    // There is one on the way at a time.
+    let datagrams = datagrams.stop();
+    assert!(datagrams.sent - datagrams.answered <= 1, "{datagrams:?}");
+    let _ = node.add_pod("more");
+
+    successor.kill();
+    eventually("the first serves again", DEADLINE, || {
+        node.try_status().is_ok_and(|status| status.pid == first && status.ready)
+    });
+    assert!(near.tcp(far_server.v4()).ok);
+    let last = node.daemon_command().args(["--take-over", "true"]).spawn();
+    eventually("another takes over", DEADLINE, || {
+        node.try_status().is_ok_and(|status| status.pid != first && status.ready)
+    });
+    let (exit, took) = node.stop_daemon();
+    assert_eq!(exit.code, Some(0), "one that stands by ends like any other: {}", node.log());
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(last.running() && near.tcp(far_server.v4()).ok);
+}
+
 #[test]
 fn a_transfer_across_nodes_survives_a_killed_daemon_whole() {
     let lab = Lab::with_nodes(2);

@@ -19,28 +19,40 @@ const ANSWER_LIMIT: u64 = 64 << 20;
 /// # Errors
 /// If the daemon is not there, hangs, or answers something else.
 pub(super) fn fetch_status(run_dir: &Path, limit: Duration) -> Result<Status> {
-    let socket = run_dir.join(admin::SOCKET_FILE);
-    let (done, answer) = mpsc::channel();
-    // Connecting to a full listen queue blocks without limit, hence a thread: it ends with the process.
-    std::thread::spawn(move || {
-        let _ = done.send(get(&socket, "/status"));
-    });
-    let body = answer
-        .recv_timeout(limit)
-        .map_err(|_| anyhow!("overlayd did not answer within {} ms", limit.as_millis()))??;
+    let body = ask(run_dir, "GET /status HTTP/1.0".to_owned(), limit)?;
     serde_json::from_str(&body).context("overlayd answered something that is not a status")
 }
 
-fn get(socket: &Path, page: &str) -> Result<String> {
+/// Asks the daemon that runs to hand over, within `limit`. Once it has, its lock is free.
+///
+/// # Errors
+/// If it is not there, hangs, or does not know how.
+pub(super) fn ask_to_hand_over(run_dir: &Path, limit: Duration) -> Result<()> {
+    let request = format!("POST {} HTTP/1.0\r\nContent-Length: 0", admin::HAND_OVER);
+    ask(run_dir, request, limit).map(drop)
+}
+
+/// Asks in a thread of its own, which ends with the process: connecting to a full listen queue blocks without limit.
+fn ask(run_dir: &Path, request: String, limit: Duration) -> Result<String> {
+    let socket = run_dir.join(admin::SOCKET_FILE);
+    let (done, answer) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(exchange(&socket, &request));
+    });
+    let late = |_| anyhow!("overlayd did not answer within {} ms", limit.as_millis());
+    answer.recv_timeout(limit).map_err(late)?
+}
+
+fn exchange(socket: &Path, request: &str) -> Result<String> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     // HTTP/1.0: the answer is not chunked and ends with the connection.
-    stream.write_all(format!("GET {page} HTTP/1.0\r\n\r\n").as_bytes()).context("ask overlayd")?;
+    stream.write_all(format!("{request}\r\n\r\n").as_bytes()).context("ask overlayd")?;
     let mut answer = String::new();
     stream.take(ANSWER_LIMIT).read_to_string(&mut answer).context("read the answer of overlayd")?;
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("overlayd's answer was cut off") };
     match head.split_whitespace().nth(1) {
-        Some("200") => Ok(body.to_owned()),
+        Some("200" | "202") => Ok(body.to_owned()),
         _ => bail!("overlayd answered {}", head.lines().next().unwrap_or_default()),
     }
 }

@@ -14,6 +14,7 @@ mod publish;
 mod reconcile;
 mod requests;
 mod source;
+mod standby;
 mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
@@ -37,6 +38,7 @@ use crate::kernel;
 
 pub use lock::{Holder, LOCK_FILE, LOCK_WAIT, Lock, acquire, holder, run_files};
 use reconcile::Reconciler;
+pub use standby::stand_by;
 use tunnel::Tunnel;
 
 /// How often the loop turns without an event: the heartbeat, the snapshot, the silence watch.
@@ -51,14 +53,45 @@ const QUEUE: usize = 256;
 /// uid whose requests the CNI socket serves.
 const ROOT: u32 = 0;
 
-/// Runs the daemon until SIGTERM or SIGINT. The device, routes, rules and veths stay when it ends. `_lock` proves
-/// that no other daemon runs on this node.
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By SIGTERM or SIGINT.
+    Signal,
+    /// Another daemon asked for this node.
+    HandOver,
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens from now on. Needs a tokio runtime.
+    pub(crate) fn listen() -> Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+        Ok(Self { terminate, interrupt })
+    }
+
+    /// Returns with the first of them.
+    pub(crate) async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Runs the daemon until a signal comes or another daemon takes over. The device, routes, rules and veths stay when it ends.
+/// `_lock` proves that no other daemon runs on this node.
 ///
 /// # Errors
 /// If the sockets to the kernel or in the run directory cannot be opened. Later trouble is status, not an end.
-pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+pub async fn run(config: Config, _lock: &Lock) -> Result<End> {
+    let mut signals = Signals::listen()?;
 
     let changed = Arc::new(Notify::new());
     let notify = Arc::clone(&changed);
@@ -77,12 +110,12 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    loop {
+    let end = loop {
         control.turn();
         let due = control.next_due();
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.any() => break End::Signal,
+            () = control.board.asked_to_hand_over() => break End::HandOver,
             // All that wait at once: a hundred Nodes that join together are one change.
             1.. = edge.nodes.recv_many(&mut node_events, QUEUE) => control.on_nodes(std::mem::take(&mut node_events)),
             Some(result) = edge.written.recv() => control.on_written(result),
@@ -99,13 +132,17 @@ pub async fn run(config: Config, _lock: &Lock) -> Result<()> {
             _ = tick.tick() => control.on_tick(),
             () = wait_until(due) => {}
         }
-    }
-    tracing::info!("ending on a signal; device, routes, rules and pods stay as they are");
+    };
+    let why = match end {
+        End::Signal => "on a signal",
+        End::HandOver => "because another daemon takes over",
+    };
+    tracing::info!("ending {why}; device, routes, rules and pods stay as they are");
     control.flush_cache();
     for name in [cni::SOCKET_FILE, admin::SOCKET_FILE] {
         let _ = std::fs::remove_file(control.config.run_dir.join(name));
     }
-    Ok(())
+    Ok(end)
 }
 
 async fn wait_until(due: Option<Instant>) {

@@ -65,6 +65,8 @@ pub struct Config {
     pub queue_length: u32,
     /// `spin`: how long an idle worker polls before it sleeps, in microseconds, default 50, at most 1000.
     pub spin: Duration,
+    /// `take_over`: ask a daemon that runs already to hand over, default false.
+    pub take_over: bool,
     /// `run_dir`: lock, sockets, cache; default `/run/overlayd`.
     pub run_dir: PathBuf,
     /// `cni_conf_dir`: the runtime's directory of network configurations; without it ours is nobody's business.
@@ -171,6 +173,7 @@ impl Config {
             // kube-proxy's --iptables-masquerade-bit is 14 by default.
             masquerade_mark: layers.value("masquerade_mark", values::mark).unwrap_or(1 << 14),
             forward_accept: layers.value("forward_accept", values::boolean).unwrap_or(false),
+            take_over: layers.value("take_over", values::boolean).unwrap_or(false),
             workers,
             queue_length: layers
                 .value("queue_length", |t| values::number(t, 1..=1_000_000))
@@ -299,6 +302,7 @@ mod tests {
                 masquerade_fully_random: true,
                 masquerade_mark: 0x4000,
                 forward_accept: false,
+                take_over: false,
                 workers: 4,
                 queue_length: 2000,
                 spin: Duration::from_micros(50),
@@ -356,6 +360,7 @@ mod tests {
             ("workers", "3"),
             ("queue_length", "500"),
             ("spin", "0"),
+            ("take_over", "true"),
             ("run_dir", "/tmp/x"),
             ("cni_conf_dir", "/etc/cni/net.d"),
             ("cni_bin_dir", "/usr/libexec/cni"),

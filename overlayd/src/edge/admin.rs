@@ -1,4 +1,5 @@
-//! Health, readiness, metrics and status over HTTP, on a TCP address and on a unix socket.
+//! Health, readiness, metrics and status over HTTP, on a TCP address and on a unix socket. By the latter, which is root's alone,
+//! another daemon also asks this one to hand over.
 //!
 //! Everything is answered from the [`Board`]: a control loop that hangs cannot make this hang. Status and metrics ask for a
 //! new snapshot first; however many ask at once, the loop makes one.
@@ -11,7 +12,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::board::{Board, HEARTBEAT_LIMIT};
@@ -20,8 +21,11 @@ use super::metrics;
 /// Name of the unix socket in the run directory.
 pub const SOCKET_FILE: &str = "admin.sock";
 
+/// The page that a daemon posts to which takes over.
+pub const HAND_OVER: &str = "/hand-over";
+
 /// How long to wait before trying the TCP address again when it is in use.
-const BIND_RETRY: Duration = Duration::from_secs(5);
+const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// The pages.
 pub fn router(board: Arc<Board>) -> Router {
@@ -35,7 +39,9 @@ pub fn router(board: Arc<Board>) -> Router {
 
 /// Serves on the unix socket until dropped.
 pub async fn serve_unix(listener: UnixListener, board: Arc<Board>) {
-    if let Err(error) = axum::serve(listener, router(board)).await {
+    let pages = router(Arc::clone(&board));
+    let pages = pages.merge(Router::new().route(HAND_OVER, post(hand_over)).with_state(board));
+    if let Err(error) = axum::serve(listener, pages).await {
         tracing::error!(%error, "the admin socket ended");
     }
 }
@@ -54,7 +60,7 @@ pub async fn serve_tcp(address: SocketAddr, board: Arc<Board>) {
             }
             Err(error) if !told => {
                 told = true;
-                tracing::warn!(%address, %error, "cannot listen on admin_listen, trying again every 5 s");
+                tracing::warn!(%address, %error, "cannot listen on admin_listen, trying again every second");
             }
             Err(_) => {}
         }
@@ -67,6 +73,11 @@ async fn healthz(State(board): State<Arc<Board>>) -> Response {
         None => (StatusCode::OK, "ok\n").into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
+}
+
+async fn hand_over(State(board): State<Arc<Board>>) -> StatusCode {
+    board.ask_to_hand_over();
+    StatusCode::ACCEPTED
 }
 
 async fn readyz(State(board): State<Arc<Board>>) -> Response {

@@ -33,6 +33,7 @@ pub struct Board {
     readiness: ArcSwap<Readiness>,
     asked: Notify,
     pinned: Notify,
+    hand_over: Notify,
     epoch: Instant,
     beat_ms: AtomicU64,
 }
@@ -49,6 +50,7 @@ impl Board {
             status: ArcSwap::from_pointee(status),
             asked: Notify::new(),
             pinned: Notify::new(),
+            hand_over: Notify::new(),
             epoch: Instant::now(),
             beat_ms: AtomicU64::new(0),
         }
@@ -74,6 +76,16 @@ impl Board {
     /// Returns once somebody wants a new snapshot.
     pub async fn asked(&self) {
         self.asked.notified().await;
+    }
+
+    /// Asks the loop to leave this node to another daemon.
+    pub fn ask_to_hand_over(&self) {
+        self.hand_over.notify_one();
+    }
+
+    /// Returns once another daemon wants this node.
+    pub async fn asked_to_hand_over(&self) {
+        self.hand_over.notified().await;
     }
 
     /// A snapshot made after this call, or the latest one if the loop does not make one in time.

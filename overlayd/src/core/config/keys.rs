@@ -139,6 +139,12 @@ pub const KEYS: &[Key] = &[
         help: "How long an idle worker polls before it sleeps, 0 to 1000.",
     },
     Key {
+        name: "take_over",
+        value: "BOOL",
+        default: "false",
+        help: "Ask a daemon that runs on this node already to hand over, instead of waiting for its end; for updates that overlap.",
+    },
+    Key {
         name: "run_dir",
         value: "DIR",
         default: "/run/overlayd",

@@ -26,6 +26,7 @@ pub(crate) fn config() -> Config {
         masquerade_fully_random: true,
         masquerade_mark: 0x4000,
         forward_accept: false,
+        take_over: false,
         workers: 2,
         queue_length: 2000,
         spin: Duration::from_micros(50),
