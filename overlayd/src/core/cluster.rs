@@ -15,13 +15,15 @@ use super::node::NodeObject;
 
 mod annotations;
 mod announcement;
+mod claims;
 mod doubt;
 mod fold;
+mod picture;
 
 pub use annotations::AnnotationPrefix;
 pub use announcement::{Announcement, announcement};
 pub use doubt::{Doubt, doubt};
-use fold::{Changed, Picture};
+use picture::{Changed, Picture};
 
 /// What a source of Node objects reports.
 #[derive(Clone, Debug, PartialEq, Eq)]

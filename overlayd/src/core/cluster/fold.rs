@@ -1,11 +1,8 @@
-//! Derives the believed picture from raw Nodes.
+//! Judges raw Nodes.
 //!
 //! Nodes are judged one by one, our own first, then from the oldest to the youngest. Each is held against
 //! what was believed before it, so between two that contradict one another the older is believed, and the
 //! order in which events came makes no difference.
-//!
-//! A claim that contradicts nobody's is nobody else's concern: then a Node that changes is judged alone. If it has a part in a
-//! contradiction, before or after the change, all are judged anew.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,173 +14,30 @@ use super::annotations::{
     AnnotationPrefix, Family, Publisher, backend_data, local_address, overwriting_address, pod_cidrs,
     public_address, shorten,
 };
-use super::{Change, Cluster, Own, Peer, PeerChange, PeerPath, Refusal, vtep_mac};
+use super::claims::{Claims, Key, LostClaim, address_of, key};
+use super::{Own, Peer, PeerPath, Refusal, vtep_mac};
 use crate::core::config::Config;
 use crate::core::node::NodeObject;
 
 /// Least MTU of a link that carries IPv6 (RFC 8200, section 5).
 const IPV6_MTU: u32 = 1280;
 
-/// The believed picture, and what a Node that changes is held against.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Picture {
-    pub(super) cluster: Cluster,
-    claims: Claims,
-    lost: Vec<LostClaim>,
-}
-
-/// A claim that is not believed, though there is such a CIDR or address.
-#[derive(Clone, Debug)]
-struct LostClaim {
-    node: Box<str>,
-    /// Whose claim it contradicts; `None` if it came to nothing by what else its node says.
-    holder: Option<Box<str>>,
-    /// First and last address claimed.
-    range: (Key, Key),
-}
-
-/// What is believed of whom.
-#[derive(Clone, Debug, Default)]
-struct Claims {
-    /// Believed CIDRs, disjoint: family and first address to last address, CIDR and node.
-    cidrs: BTreeMap<Key, (u128, IpNet, Box<str>)>,
-    /// Believed underlay addresses and their nodes.
-    underlays: BTreeMap<Key, Box<str>>,
-}
-
-/// An address, so that all of one family are consecutive.
-type Key = (Family, u128);
-
-/// Nodes that changed, by name, each as it was when the picture was made.
-pub(super) type Changed = BTreeMap<String, Option<NodeObject>>;
-
-impl Picture {
-    /// Judges all Nodes.
-    pub(super) fn whole(config: &Config, nodes: &BTreeMap<String, NodeObject>, synced: bool) -> Self {
-        let mut fold = Fold::new(config, Claims::default(), &[]);
-        let (own, own_problem) = match fold.own(nodes, synced) {
-            Ok(own) => (Some(own), None),
-            Err(problem) => (None, Some(problem)),
-        };
-        let mut peers = Vec::new();
-        if let Some(own) = &own {
-            let mut others: Vec<&NodeObject> =
-                nodes.values().filter(|node| node.name != config.node_name).collect();
-            others.sort_by_key(|node| age(node));
-            peers.extend(others.into_iter().filter_map(|node| fold.peer(own, node)));
-        }
-        peers.sort_by(|a, b| a.name.cmp(&b.name));
-        let Fold { claims, lost, mut refused, .. } = fold;
-        refused.sort();
-        refused.dedup();
-        Self { cluster: Cluster { own, own_problem, peers, refused }, claims, lost }
-    }
-
-    /// Judges only the Nodes that changed; the picture is then the one of [`Self::whole`]. `None`, and the picture needs to be made
-    /// anew, if that could concern others.
-    pub(super) fn revise(
-        &mut self,
-        config: &Config,
-        nodes: &BTreeMap<String, NodeObject>,
-        changed: &Changed,
-    ) -> Option<Change> {
-        let Cluster { own, peers, refused, .. } = &mut self.cluster;
-        let changes = |name: &str| changed.contains_key(name);
-        let is_contest = |lost: &LostClaim| {
-            lost.holder.as_ref().is_some_and(|holder| changes(holder) || changes(&lost.node))
-        };
-        if changes(&config.node_name) || self.lost.iter().any(is_contest) {
-            return None;
-        }
-        self.lost.retain(|lost| !changes(&lost.node));
-        let own = own.as_ref()?;
-        let mut fold = Fold::new(config, std::mem::take(&mut self.claims), &self.lost);
-        let mut changes: Vec<PeerChange> = Vec::with_capacity(changed.len());
-        for (name, node) in changed {
-            let before = place_of(peers, name).ok().and_then(|at| peers.get(at)).cloned();
-            fold.forget(node.as_ref(), before.as_ref());
-            changes.push(PeerChange { before, after: None });
-        }
-        for (name, change) in changed.keys().zip(&mut changes) {
-            change.after = nodes.get(name).and_then(|node| fold.peer(own, node));
-        }
-        let Fold { claims, refused: mut news, lost, meets_lost, .. } = fold;
-        if meets_lost || lost.iter().any(|lost| lost.holder.is_some()) {
-            return None;
-        }
-        self.claims = claims;
-        self.lost.extend(lost);
-        for (name, change) in changed.keys().zip(&changes) {
-            match (place_of(peers, name), &change.after) {
-                (Ok(at), Some(peer)) => peers[at] = peer.clone(),
-                (Ok(at), None) => _ = peers.remove(at),
-                (Err(at), Some(peer)) => peers.insert(at, peer.clone()),
-                (Err(_), None) => {}
-            }
-        }
-        changes.retain(|change| change.before != change.after);
-        news.sort();
-        news.dedup();
-        let known: Vec<Refusal> =
-            refused.extract_if(.., |refusal| changed.contains_key(&refusal.node)).collect();
-        let differ = known != news;
-        refused.extend(news);
-        refused.sort();
-        Some(Change { own: false, peers: changes, refused: differ })
-    }
-
-    /// What is new in this picture.
-    pub(super) fn since(&self, old: Cluster) -> Change {
-        let new = &self.cluster;
-        Change {
-            own: (&old.own, &old.own_problem) != (&new.own, &new.own_problem),
-            peers: differences(old.peers, &new.peers),
-            refused: old.refused != new.refused,
-        }
-    }
-}
-
-/// Where in the list, sorted by name, this peer is or would be.
-fn place_of(peers: &[Peer], name: &str) -> Result<usize, usize> {
-    peers.binary_search_by(|peer| peer.name.as_str().cmp(name))
-}
-
-/// The peers that are not the same in both lists, which are sorted by name.
-fn differences(old: Vec<Peer>, new: &[Peer]) -> Vec<PeerChange> {
-    let mut changes = Vec::new();
-    let mut new = new.iter().peekable();
-    for before in old {
-        while let Some(after) = new.next_if(|peer| peer.name < before.name) {
-            changes.push(PeerChange { before: None, after: Some(after.clone()) });
-        }
-        let after = new.next_if(|peer| peer.name == before.name);
-        if after != Some(&before) {
-            changes.push(PeerChange { after: after.cloned(), before: Some(before) });
-        }
-    }
-    changes.extend(new.map(|after| PeerChange { before: None, after: Some(after.clone()) }));
-    changes
-}
-
-/// What orders Nodes by age; one of unknown age has the least claim.
-fn age(node: &NodeObject) -> (bool, &str, &str) {
-    (node.created.is_empty(), &node.created, &node.name)
-}
-
-struct Fold<'c> {
+/// What is known while Nodes are judged.
+pub(super) struct Fold<'c> {
     config: &'c Config,
     prefix: AnnotationPrefix,
-    claims: Claims,
-    refused: Vec<Refusal>,
-    lost: Vec<LostClaim>,
+    pub(super) claims: Claims,
+    pub(super) refused: Vec<Refusal>,
+    pub(super) lost: Vec<LostClaim>,
     /// What Nodes that are not judged now have lost.
     others_lost: &'c [LostClaim],
     /// Whether a claim that is believed meets one of those: who is right is then another question.
-    meets_lost: bool,
+    pub(super) meets_lost: bool,
 }
 
 impl<'c> Fold<'c> {
-    fn new(config: &'c Config, claims: Claims, others_lost: &'c [LostClaim]) -> Self {
+    /// Nothing judged yet, but these claims believed.
+    pub(super) fn new(config: &'c Config, claims: Claims, others_lost: &'c [LostClaim]) -> Self {
         Self {
             config,
             // A configuration that was resolved has a prefix that parses.
@@ -197,7 +51,7 @@ impl<'c> Fold<'c> {
     }
 
     /// Takes back what a Node claimed that contradicted nobody.
-    fn forget(&mut self, node: Option<&NodeObject>, peer: Option<&Peer>) {
+    pub(super) fn forget(&mut self, node: Option<&NodeObject>, peer: Option<&Peer>) {
         let (Some(node), Some(peer)) = (node, peer) else { return };
         for cidr in peer.paths.iter().flat_map(|path| &path.pod_cidrs) {
             self.claims.cidrs.remove(&key(cidr.network()));
@@ -209,7 +63,8 @@ impl<'c> Fold<'c> {
         }
     }
 
-    fn own(&mut self, nodes: &BTreeMap<String, NodeObject>, synced: bool) -> Result<Own, String> {
+    /// Our own node, or why it cannot serve.
+    pub(super) fn own(&mut self, nodes: &BTreeMap<String, NodeObject>, synced: bool) -> Result<Own, String> {
         let name = &self.config.node_name;
         let Some(node) = nodes.get(name) else { return Err(self.no_own_node(nodes, synced)) };
         let v4 = self.own_underlay(node, Family::V4);
@@ -303,7 +158,8 @@ impl<'c> Fold<'c> {
         mac.unwrap_or_else(|| vtep_mac(&node.name))
     }
 
-    fn peer(&mut self, own: &Own, node: &NodeObject) -> Option<Peer> {
+    /// The peer that this Node is, if it is believed.
+    pub(super) fn peer(&mut self, own: &Own, node: &NodeObject) -> Option<Peer> {
         if self.prefix.is_flannel() && self.prefix.get(node, "kube-subnet-manager") != Some("true") {
             return None;
         }
@@ -555,20 +411,6 @@ fn own_has(own: &Own, family: Family) -> bool {
     match family {
         Family::V4 => own.underlay_v4.is_some(),
         Family::V6 => own.underlay_v6.is_some(),
-    }
-}
-
-fn key(address: IpAddr) -> Key {
-    match address {
-        IpAddr::V4(v4) => (Family::V4, v4.to_bits().into()),
-        IpAddr::V6(v6) => (Family::V6, v6.to_bits()),
-    }
-}
-
-fn address_of((family, bits): Key) -> IpAddr {
-    match (family, u32::try_from(bits)) {
-        (Family::V4, Ok(bits)) => Ipv4Addr::from_bits(bits).into(),
-        _ => Ipv6Addr::from_bits(bits).into(),
     }
 }
 
