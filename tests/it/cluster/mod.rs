@@ -1,10 +1,12 @@
 //! overlayd on real Kubernetes: every flow that kubelet, kube-proxy and pods need, in each mode of kube-proxy.
 
+mod dual;
 mod flows;
+mod lifecycle;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -86,10 +88,14 @@ fn wait_services(world: &World) {
     });
 }
 
-fn check(proxy: Proxy) {
-    // One cluster is load enough for a small machine.
+/// One cluster is load enough for a small machine.
+fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check(proxy: Proxy) {
+    let _turn = turn();
     let world = World::start(proxy);
     wait_services(&world);
     flows::pods_reach_pods_as_themselves(&world);
@@ -101,8 +107,10 @@ fn check(proxy: Proxy) {
     flows::host_ports_are_forwarded(&world);
     flows::host_network_pods_are_endpoints(&world);
     flows::pods_go_out_as_their_node(&world);
+    lifecycle::an_update_is_hardly_noticed(&world);
     flows::a_terminating_pod_still_talks(&world);
     flows::a_foreign_forward_policy_is_named_and_passed_when_told(&world);
+    lifecycle::removal_leaves_nothing_behind(&world);
 }
 
 #[test]

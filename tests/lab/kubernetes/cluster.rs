@@ -11,7 +11,7 @@ use super::{ControlPlane, Image, Proxy};
 use crate::binaries::shipped;
 use crate::go;
 use crate::host::Host;
-use crate::lab::Lab;
+use crate::lab::{Families, Lab};
 use crate::must;
 
 /// The programs that a whole cluster needs.
@@ -39,6 +39,7 @@ pub const AGNHOST_IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
 #[must_use]
 pub struct Builder {
     nodes: usize,
+    families: Families,
     proxy: Proxy,
     images: Vec<Image>,
     deadline: Duration,
@@ -48,6 +49,12 @@ impl Builder {
     /// How many nodes; 2 if not given.
     pub fn nodes(mut self, count: usize) -> Self {
         self.nodes = count;
+        self
+    }
+
+    /// Address families of nodes, pods and Services; IPv4 if not given.
+    pub fn families(mut self, families: Families) -> Self {
+        self.families = families;
         self
     }
 
@@ -96,7 +103,8 @@ impl Builder {
         images.push(agnhost);
         images.extend(self.images);
         let archives = images.iter().map(Image::archive).collect::<Result<Vec<_>>>()?;
-        let lab = Lab::builder().nodes(self.nodes).deadline(self.deadline).try_start()?;
+        let lab = Lab::builder().nodes(self.nodes).underlay(self.families).pods(self.families);
+        let lab = lab.deadline(self.deadline).try_start()?;
         let names: Vec<&str> = lab.nodes().iter().map(crate::Node::name).collect();
         let cgroups = Cgroups::new(&names)?;
         let archives = &archives;
@@ -137,7 +145,13 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the description of a cluster.
     pub fn builder() -> Builder {
-        Builder { nodes: 2, proxy: Proxy::Nftables, images: Vec::new(), deadline: Duration::from_secs(300) }
+        Builder {
+            nodes: 2,
+            families: Families::V4,
+            proxy: Proxy::Nftables,
+            images: Vec::new(),
+            deadline: Duration::from_secs(300),
+        }
     }
 
     /// The lab that it lives in.
@@ -229,11 +243,9 @@ impl Cluster {
         let machine = self.machines.iter().find(|machine| machine.node().name() == node);
         let machine = machine.with_context(|| format!("no node {node:?}"))?;
         let metadata = &object["metadata"];
-        machine.pod(
-            &text(&metadata["namespace"]),
-            &text(&metadata["name"]),
-            &text(&object["status"]["podIP"]),
-        )
+        let addresses = object["status"]["podIPs"].as_array().context("a pod without addresses")?;
+        let addresses = addresses.iter().map(|one| Ok(text(&one["ip"]).parse()?)).collect::<Result<_>>()?;
+        machine.pod(&text(&metadata["namespace"]), &text(&metadata["name"]), addresses)
     }
 
     /// Asks until the answer is yes.

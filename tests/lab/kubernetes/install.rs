@@ -1,12 +1,19 @@
 //! overlayd on a cluster as its users install it: the image of the static programs, and the manifest of `deploy/`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::{Cluster, Image};
 use crate::binaries::shipped;
 use crate::must;
+
+const MANIFEST: &str = "overlayd.yaml";
+const UNINSTALL: &str = "uninstall.yaml";
+
+/// Until what a manifest made is gone.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The image that the manifest names, as the line has it.
 const IMAGE_LINE: &str = "image: ghcr.io/overlayd/overlayd:";
@@ -29,18 +36,40 @@ impl Cluster {
     /// If that fails; with the state and the logs of everything.
     pub fn try_install(&self) -> Result<()> {
         self.import(&overlayd_image()?)?;
-        self.plane().try_apply(&shipped_manifest()?)?;
+        self.plane().try_apply(&shipped_manifest(MANIFEST)?)?;
         let nodes = self.lab().nodes().len();
         self.try_wait_pods("overlayd", "app.kubernetes.io/name=overlayd", nodes).map(drop)
     }
+
+    /// Takes overlayd off every node, as the README says. Pods that run are cut off.
+    ///
+    /// # Panics
+    /// If that fails; with the state and the logs of everything.
+    #[track_caller]
+    pub fn uninstall(&self) {
+        must(self.try_uninstall());
+    }
+
+    fn try_uninstall(&self) -> Result<()> {
+        let (plane, traces) = (self.plane(), shipped_manifest(UNINSTALL)?);
+        let delete = |manifests: &str| {
+            let command = plane.kubectl_command()?.args(["delete", "--timeout=80s", "-f", "-"]);
+            command.stdin(manifests).deadline(PATIENCE).try_run().map(drop)
+        };
+        delete(&shipped_manifest(MANIFEST)?)?;
+        plane.try_apply(&traces)?;
+        let nodes = self.lab().nodes().len();
+        self.try_wait_pods("overlayd-uninstall", "app.kubernetes.io/name=overlayd-uninstall", nodes)?;
+        delete(&traces)
+    }
 }
 
-/// `deploy/overlayd.yaml` with another image and not another change.
+/// A manifest of `deploy/` with another image and not another change.
 ///
 /// # Errors
 /// If there is no such file, or it names no image.
-pub(super) fn shipped_manifest() -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/overlayd.yaml");
+pub(super) fn shipped_manifest(name: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name);
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let mut changed = 0;
     let lines = text.lines().map(|line| match line.find(IMAGE_LINE) {

@@ -1,5 +1,6 @@
 //! One node as a machine of a cluster: runtime, kubelet and kube-proxy in the namespaces of a lab node.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -96,7 +97,7 @@ impl Machine {
     }
 
     /// The network namespace of a pod that runs here, as a host to run tools on.
-    pub(super) fn pod(&self, namespace: &str, name: &str, address: &str) -> Result<Host> {
+    pub(super) fn pod(&self, namespace: &str, name: &str, addresses: Vec<IpAddr>) -> Result<Host> {
         let filter = format!(
             "labels.\"io.kubernetes.pod.name\"=={name},labels.\"io.kubernetes.pod.namespace\"=={namespace}"
         );
@@ -113,7 +114,7 @@ impl Machine {
             namespaces.iter().find(|one| one["type"] == "network").and_then(|one| one["path"].as_str());
         let label = format!("{name}@{}", self.node.name());
         match path {
-            Some(path) => Ok(self.node.in_netns(label, path.into(), vec![address.parse()?])),
+            Some(path) => Ok(self.node.in_netns(label, path.into(), addresses)),
             None => bail!("pod {name} has no network namespace of its own"),
         }
     }

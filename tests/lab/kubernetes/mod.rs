@@ -28,6 +28,7 @@ mod control_plane;
 mod dns;
 mod image;
 mod install;
+mod kubectl;
 mod machine;
 
 pub use access::{Authority, Identity};
