@@ -63,11 +63,8 @@ impl Attendance {
 impl Control {
     /// Takes in how the file does.
     pub(super) fn on_conflist(&mut self, status: Option<ConflistStatus>) {
-        let known: Vec<ConflictStatus> = self.conflist.conflicts().collect();
         self.conflist.status = status;
-        for conflict in self.conflist.conflicts().filter(|conflict| !known.contains(conflict)) {
-            tracing::warn!(object = %conflict.object, remedy = %conflict.remedy, "a foreign object stands in our way");
-        }
+        self.tell_conflicts();
         self.publish_due = true;
     }
 }

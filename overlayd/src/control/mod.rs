@@ -8,6 +8,7 @@
 //!
 //! Kernel calls are made right here: they take milliseconds, and the sockets that answer others run on other threads.
 
+mod conflicts;
 mod conflist;
 mod lock;
 mod publish;
@@ -32,7 +33,7 @@ use crate::core::cluster::{Book, Refusal};
 use crate::core::config::Config;
 use crate::core::conflist::ConflistStatus;
 use crate::core::leases::Leases;
-use crate::core::status::Status;
+use crate::core::status::{ConflictStatus, Status};
 use crate::edge::{self, Told, admin, board::Board, cni, kube, node_file};
 use crate::kernel;
 
@@ -215,6 +216,7 @@ struct Control {
     outbox: source::Outbox,
     book: Book,
     told_refusals: BTreeSet<Refusal>,
+    told_conflicts: Vec<ConflictStatus>,
     leases: Option<Leases>,
     /// When the first news came that the datapath does not know yet.
     news_since: Option<Instant>,
@@ -247,6 +249,7 @@ impl Control {
             epoch,
             book: Book::default(),
             told_refusals: BTreeSet::new(),
+            told_conflicts: Vec::new(),
             leases: None,
             news_since: None,
             leased_cidrs: Vec::new(),

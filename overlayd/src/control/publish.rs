@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Control;
 use crate::core::cluster::Peer;
-use crate::core::leases::Leases;
-use crate::core::status::{
-    ConflictStatus, LeaseStatus, PeerStatus, RefusedStatus, SilenceWatch, Status, age,
-};
+use crate::core::status::{LeaseStatus, PeerStatus, RefusedStatus, SilenceWatch, Status, age};
 use crate::core::table::PeerTraffic;
 use crate::edge::board::Readiness;
 
@@ -110,7 +107,7 @@ impl Control {
             peers: self.peers(),
             refused: self.refused(),
             leases: self.lease_list(),
-            conflicts: self.conflict_list(),
+            conflicts: self.conflicts(),
             conflist: self.conflist.status().cloned(),
             drops: self
                 .tunnel
@@ -160,26 +157,6 @@ impl Control {
             addresses: texts(addresses),
         });
         attached.chain(in_flight).collect()
-    }
-
-    fn conflict_list(&self) -> Vec<ConflictStatus> {
-        let foreign = self.reconciler.conflicts().iter();
-        let foreign = foreign.map(|conflict| ConflictStatus {
-            object: conflict.object.clone(),
-            remedy: conflict.remedy.clone(),
-        });
-        let doubled = self.leases.iter().flat_map(Leases::conflicts).map(|conflict| ConflictStatus {
-            object: format!("pod address {} of the veths {}", conflict.address, conflict.veths.join(" and ")),
-            remedy: "delete the pods behind all of these veths but one".to_owned(),
-        });
-        let strays = self.strays();
-        let strays = (!strays.is_empty()).then(|| ConflictStatus {
-            object: format!("pods with addresses outside this Node's pod CIDRs: {}", strays.join(", ")),
-            remedy:
-                "delete these pods: the Node was made anew with other CIDRs, and only this node reaches them"
-                    .to_owned(),
-        });
-        foreign.chain(doubled).chain(strays).chain(self.conflist.conflicts()).collect()
     }
 }
 

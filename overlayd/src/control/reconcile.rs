@@ -221,7 +221,7 @@ impl Control {
         let ops = plan(&want, have);
         let is_as_set = |set: &Ruleset| have.table.as_ref().is_some_and(|table| table.same_shape(set));
         let rewritten = self.reconciler.table.as_ref().is_some_and(|set| !is_as_set(set));
-        let new = self.reconciler.tell_conflicts(found);
+        self.reconciler.conflicts = found;
         let applied = self.reconciler.apply(&ops);
         if applied.is_ok() {
             self.reconciler.table = Some(want.table);
@@ -231,10 +231,7 @@ impl Control {
             tracing::warn!("{note}");
             self.tell(Reason::EgressRewritten, note.to_owned());
         }
-        for conflict in new {
-            let note = format!("{} stands in our way; remedy: {}", conflict.object, conflict.remedy);
-            self.tell(Reason::ForeignObject, note);
-        }
+        self.tell_conflicts();
         applied
     }
 
@@ -270,17 +267,6 @@ impl Control {
 }
 
 impl Reconciler {
-    /// Logs the conflicts that are new, and returns them.
-    fn tell_conflicts(&mut self, found: Vec<Conflict>) -> Vec<Conflict> {
-        let new: Vec<Conflict> =
-            found.iter().filter(|conflict| !self.conflicts.contains(conflict)).cloned().collect();
-        for conflict in &new {
-            tracing::warn!(object = %conflict.object, remedy = %conflict.remedy, "a foreign object stands in our way");
-        }
-        self.conflicts = found;
-        new
-    }
-
     /// Applies all it can: one stubborn object must not keep the others from their place.
     fn apply(&mut self, ops: &[Op]) -> Result<()> {
         let mut failures = Vec::new();

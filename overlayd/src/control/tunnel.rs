@@ -207,6 +207,8 @@ impl Control {
         match self.tunnel.start(wished, Arc::new(table)) {
             Ok(()) => {
                 tracing::info!(device = %wished.device, workers = wished.workers, port = wished.port, "the datapath runs");
+                // It made or opened the device.
+                self.reconciler.observation_is_stale();
                 self.reconciler.mark("the datapath was started");
             }
             Err(error) => {

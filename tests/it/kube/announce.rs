@@ -129,4 +129,11 @@ fn what_an_operator_must_know_is_an_event() {
 
     one.nft(tests::NftChange::DeleteTable(tests::NftFamily::Inet, "overlayd".into()));
     eventually("the repair is told", DEADLINE, || told("EgressRewritten", "is put back"));
+
+    // What runtimes take instead of ours.
+    one.command("mkdir").args(["-p", "/run/cni/net.d"]).run();
+    one.write_file("/run/cni/net.d/05-other.conflist", "{}");
+    one.kill_daemon();
+    one.launch_daemon(&["--cni-conf-dir", "/run/cni/net.d"]);
+    eventually("the foreign file is told", DEADLINE, || told("ForeignObject", "05-other.conflist"));
 }
