@@ -32,14 +32,17 @@ const LARGE: usize = 500;
 /// A round without any cause, should a notification ever be lost.
 const RESYNC: Duration = Duration::from_secs(30);
 
+/// Such rounds take at most this part of the time: with thousands of nodes a read takes tens of milliseconds.
+const RESYNC_SHARE: u32 = 1000;
+
 /// Kernel sockets, the last observation, and when the next round is due.
 pub(super) struct Reconciler {
     kernel: Kernel,
     observed: Option<Actual>,
     /// Whether the kernel may hold something else than was observed.
     stale: bool,
-    /// When the last observation was made.
-    read_at: Option<Instant>,
+    /// Until when the last observation is believed without a cause to doubt it.
+    good_until: Option<Instant>,
     due: Option<Instant>,
     /// Until when the last round rests.
     rests_until: Option<Instant>,
@@ -60,7 +63,7 @@ impl Reconciler {
                 .with_sysctls_at(&config.sysctl_dir),
             observed: None,
             stale: true,
-            read_at: None,
+            good_until: None,
             due: None,
             rests_until: None,
             backoff: Backoff::default(),
@@ -83,7 +86,7 @@ impl Reconciler {
         self.due_at(Instant::now());
     }
 
-    /// The kernel changed, perhaps by us. After a failure our own half-done rounds must not become a race.
+    /// Others changed the kernel. While rounds fail, those who make them fail must not make us race.
     pub(super) fn kernel_changed(&mut self) {
         self.stale = true;
         let gather = if self.failure.is_some() { GATHER_FAILING } else { GATHER };
@@ -142,15 +145,16 @@ impl Reconciler {
     /// Whether only another read tells what the kernel holds.
     fn must_read(&self) -> bool {
         self.stale
-            || self.read_at.is_none_or(|at| at.elapsed() >= RESYNC)
+            || self.good_until.is_none_or(|until| until <= Instant::now())
             || self.observed.as_ref().is_none_or(has_unsettled)
     }
 
     fn read(&mut self) -> Result<&Actual, KernelError> {
         // Cleared before the read: a change during it makes it stale again.
         self.stale = false;
-        self.read_at = Some(Instant::now());
+        let begin = Instant::now();
         let actual = self.kernel.read().inspect_err(|_| self.stale = true)?;
+        self.good_until = Some(begin + RESYNC.max(begin.elapsed() * RESYNC_SHARE));
         Ok(self.observed.insert(actual))
     }
 
@@ -167,13 +171,13 @@ impl Reconciler {
         self.settled = true;
         // What an unsettled veth lacks may be lost, or not made yet: nobody will tell which but the time.
         let unsettled = self.observed.as_ref().is_some_and(has_unsettled);
-        let rest = match unsettled {
+        let now = Instant::now();
+        self.due = Some(match self.good_until {
             // Nobody else tells what came of our own changes.
-            _ if self.stale => GATHER,
-            true => PLUMBING_LIMIT,
-            false => RESYNC,
-        };
-        self.due = Some(Instant::now() + rest);
+            _ if self.stale => now + GATHER,
+            Some(until) if !unsettled => until,
+            _ => now + PLUMBING_LIMIT,
+        });
     }
 }
 
