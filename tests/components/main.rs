@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use tests::go;
+use tests::{go, runtime};
 
 /// Builds the programs of other people that tests run, from their Go modules.
 #[derive(Debug, Parser)]
@@ -31,6 +31,11 @@ fn main() -> ExitCode {
 
 fn run(mut names: Vec<String>) -> Result<()> {
     if names.is_empty() {
+        println!(
+            "{:24} from Debian's packages       {}",
+            "containerd 1.6",
+            runtime::debian_programs()?.display()
+        );
         names.extend(go::names().filter(|name| !ON_DEMAND.contains(name)).map(str::to_owned));
     }
     for name in names {

@@ -8,6 +8,7 @@ mod cni;
 mod cni_fire;
 mod cni_spec;
 mod config;
+mod containerd;
 mod control_plane;
 mod corpus;
 mod deploy;

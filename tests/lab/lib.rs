@@ -40,7 +40,7 @@
 //!   does harm on demand.
 //! * [`Lab::add_beside`]: hosts that reach each other without the daemon, to measure it against; [`load`]: generators for that.
 //! * [`kills`]: plugins and daemons killed at random moments.
-//! * [`kubernetes`]: a real control plane beside the nodes.
+//! * [`kubernetes`]: a real control plane beside the nodes. [`runtime`]: containerd alone.
 //! * [`firewall`]: rules of somebody else, and all rules byte by byte.
 //! * [`packet`]: crafted IP, UDP and VXLAN packets. [`eventually`]: waiting where no event exists.
 //!
@@ -67,6 +67,7 @@ pub mod pod;
 pub mod process;
 #[doc(hidden)]
 pub mod protocol;
+pub mod runtime;
 pub mod suite;
 pub mod traffic;
 #[doc(hidden)]

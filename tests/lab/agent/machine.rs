@@ -1,13 +1,20 @@
 //! A node that is a whole machine: what kubelet and runtime write stays its own, and what they mount is seen by all of it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Holds what the machine writes, in the node's own memory.
 const LAYERS: &str = "/run/machine";
+
+/// What stands in `/run` for a disk, and what for things outside of the machine.
+const KEPT: [&str; 2] = [LAYERS, "/run/lab"];
 
 pub(crate) fn prepare() -> Result<()> {
     for directory in ["/etc", "/opt", "/var"] {
@@ -65,4 +72,71 @@ fn cgroups_over_own_sysfs() -> Result<()> {
     mount(Some("sysfs"), "/sys", Some("sysfs"), flags, None::<&str>).context("mount sysfs on /sys")?;
     mount(Some(Path::new(&kept)), "/sys/fs/cgroup", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .context("put the cgroup mounts back")
+}
+
+/// Ends every program of this machine and empties what was in its memory; what is on its disk stays.
+pub(crate) fn cut_power() -> Result<()> {
+    // Who starts a program must not be quicker than we are.
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let running = programs()?;
+        if running.is_empty() {
+            break;
+        }
+        ensure!(Instant::now() < end, "processes {running:?} do not end");
+        for pid in running {
+            // One that is gone by now is as good.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    // proc_pid_mountinfo(5): the mount point is the fifth field.
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    let volatile = places.filter(|place| place.starts_with("/run/") && !place.starts_with(LAYERS));
+    for place in volatile.collect::<Vec<_>>().into_iter().rev() {
+        umount2(place, MntFlags::MNT_DETACH).with_context(|| format!("unmount {place}"))?;
+    }
+    for entry in fs::read_dir("/run").context("look into /run")? {
+        let path = entry?.path();
+        if KEPT.iter().any(|kept| path == Path::new(kept)) {
+            continue;
+        }
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The processes in this mount namespace but for this one, and all that they started.
+fn programs() -> Result<Vec<i32>> {
+    let own = fs::read_link("/proc/self/ns/mnt").context("look at /proc/self/ns/mnt")?;
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").context("look into /proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        // proc_pid_stat(5): state and parent follow the name, which ends with the last parenthesis.
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let (Some(state), Some(parent)) = (fields.next(), fields.next()) else { continue };
+        if state != "Z" {
+            parents.push((pid, parent.parse::<i32>().unwrap_or_default()));
+        }
+    }
+    let is_here = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|space| space == own);
+    let us = std::process::id().cast_signed();
+    let mut found: BTreeSet<i32> =
+        parents.iter().map(|(pid, _)| *pid).filter(|pid| *pid != us && is_here(*pid)).collect();
+    loop {
+        let more: Vec<i32> = parents
+            .iter()
+            .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            return Ok(found.into_iter().collect());
+        }
+        found.extend(more);
+    }
 }

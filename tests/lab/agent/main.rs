@@ -54,6 +54,8 @@ enum Tool {
     },
     /// Gives this mount namespace the directories of a machine of its own.
     Machine,
+    /// Ends every program of this machine and empties its memory, as a power cut does. What is on its disk stays.
+    PowerCut,
     /// Prints a file.
     Cat { path: PathBuf },
     /// Puts a symbolic link in the place of whatever has this path, by a rename.
@@ -156,6 +158,7 @@ fn run(tool: Tool) -> Result<()> {
         Tool::NetnsDelete { name } => init::delete_netns(&name),
         Tool::Put { path, mode } => put(&path, mode),
         Tool::Machine => machine::prepare(),
+        Tool::PowerCut => machine::cut_power(),
         Tool::Cat { path } => {
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
             Ok(io::stdout().write_all(&bytes)?)

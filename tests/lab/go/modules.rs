@@ -150,6 +150,17 @@ pub(super) const MODULES: &[Module] = &[
         tags: "seccomp",
     },
     Module {
+        name: "cri",
+        title: "crictl is",
+        go: "1.26.6",
+        variables: &[OWN],
+        files: files!("cri"),
+        programs: &[program("crictl", "sigs.k8s.io/cri-tools/cmd/crictl")],
+        definitions: Vec::new,
+        has_c: false,
+        tags: "",
+    },
+    Module {
         name: "coredns",
         title: "CoreDNS is",
         go: "1.26",

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::cgroups::Cgroups;
-use super::machine::{Machine, PAUSE_IMAGE};
+use super::machine::Machine;
 use super::{ControlPlane, Image, Proxy};
 use crate::binaries::shipped;
 use crate::go;
 use crate::host::Host;
 use crate::lab::{Families, Lab};
 use crate::must;
+use crate::runtime::{Cgroups, PAUSE_IMAGE};
 
 /// The programs that a whole cluster needs.
 const PROGRAMS: [&str; 13] = [

@@ -22,7 +22,6 @@
 //! Images are made from static programs, and loaded. It has no pod network until somebody installs one.
 
 mod access;
-mod cgroups;
 mod cluster;
 mod control_plane;
 mod dns;

@@ -13,7 +13,7 @@ const PREFIX: &str = "overlayd-lab-";
 
 /// The cgroups of one cluster. Removed, with all below them, when dropped: their processes must be gone by then.
 #[derive(Debug)]
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
     name: String,
     hierarchies: Vec<Hierarchy>,
 }
@@ -35,7 +35,7 @@ enum Kind {
 }
 
 impl Cgroups {
-    pub(super) fn new(nodes: &[&str]) -> Result<Self> {
+    pub(crate) fn new(nodes: &[&str]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let hierarchies = hierarchies(&mounts);
@@ -57,7 +57,7 @@ impl Cgroups {
     }
 
     /// The path of a node's part below each hierarchy's mount point.
-    pub(super) fn of(&self, node: &str) -> String {
+    pub(crate) fn of(&self, node: &str) -> String {
         format!("/{}/{node}", self.name)
     }
 }
