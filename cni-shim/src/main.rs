@@ -33,48 +33,54 @@ fn main() -> ExitCode {
         // Without a watch a step that hangs would hang the runtime.
         let message = format!("the overlayd plugin cannot start a thread: {error}");
         let error = CniError::new(Code::TryAgainLater, message);
-        return fail(&Refused { version: Version::NEWEST, error });
+        fail(&mut io::stdout(), &Refused { version: Version::NEWEST, error });
+        return ExitCode::FAILURE;
     }
     if stdout_is_closed() {
         log(format_args!("standard output is closed: nobody would hear the answer, so nothing is done"));
         return ExitCode::FAILURE;
     }
-    let outcome =
-        catch_unwind(AssertUnwindSafe(|| finish(serve(|name| std::env::var_os(name), io::stdin()))));
+    let is_done = answer(&mut io::stdout(), || serve(|name| std::env::var_os(name), io::stdin()));
+    if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Makes the call and writes its one document; whether it succeeded. A panic is an error like others.
+fn answer(output: &mut impl Write, call: impl FnOnce() -> Result<Outcome, Refused>) -> bool {
+    let outcome = catch_unwind(AssertUnwindSafe(|| finish(output, call())));
     outcome.unwrap_or_else(|_| {
         let error = CniError::new(Code::Internal, "the overlayd plugin failed by a defect of its own")
             .with_details("the plugin's standard error, in the runtime's log, says where");
-        fail(&Refused { version: Version::NEWEST, error })
+        fail(output, &Refused { version: Version::NEWEST, error })
     })
 }
 
-fn finish(outcome: Result<Outcome, Refused>) -> ExitCode {
+fn finish(output: &mut impl Write, outcome: Result<Outcome, Refused>) -> bool {
     match outcome {
         Ok(Outcome::Added(added)) => {
-            if let Err(error) = print(&added.document) {
+            if let Err(error) = print(output, &added.document) {
                 log(format_args!("write the result: {error}; the attachment is taken back"));
-                return ExitCode::FAILURE;
+                return false;
             }
             added.commit();
-            ExitCode::SUCCESS
+            true
         }
-        Ok(Outcome::Versions(document)) => print(&document).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
-        Ok(Outcome::Silent) => ExitCode::SUCCESS,
+        Ok(Outcome::Versions(document)) => print(output, &document).is_ok(),
+        Ok(Outcome::Silent) => true,
         Ok(Outcome::NotCalled) => {
             let (own, supported) = (env!("CARGO_PKG_VERSION"), Version::ALL.map(Version::as_str).join(", "));
             log(format_args!("version {own}, a CNI plugin, called by container runtimes"));
             log(format_args!("CNI versions: {supported}"));
-            ExitCode::SUCCESS
+            true
         }
-        Err(refused) => fail(&refused),
+        Err(refused) => fail(output, &refused),
     }
 }
 
-fn fail(refused: &Refused) -> ExitCode {
+fn fail(output: &mut impl Write, refused: &Refused) -> bool {
     log(format_args!("{}", refused.error));
     // Without a reader the exit code alone has to do.
-    let _ = print(&refused.error.to_json(refused.version));
-    ExitCode::FAILURE
+    let _ = print(output, &refused.error.to_json(refused.version));
+    false
 }
 
 /// Whether this process was started without a standard output. Before `main` the standard library opens `/dev/null`, for
@@ -87,11 +93,10 @@ fn stdout_is_closed() -> bool {
 }
 
 /// Writes the one document; the second caller is refused.
-fn print(document: &str) -> io::Result<()> {
+fn print(output: &mut impl Write, document: &str) -> io::Result<()> {
     if WRITTEN.swap(true, Ordering::Relaxed) {
         return Err(io::Error::other("the document of this call is written already"));
     }
-    let mut output = io::stdout();
     output.write_all(document.as_bytes())?;
     output.write_all(b"\n")?;
     output.flush()
@@ -109,11 +114,31 @@ fn watch() -> io::Result<()> {
         thread::sleep(patience);
         let message = format!("the overlayd plugin did not finish within {} s", patience.as_secs_f32());
         let error = CniError::new(code, message);
-        if print(&error.to_json(Version::NEWEST)).is_err() {
+        if print(&mut io::stdout(), &error.to_json(Version::NEWEST)).is_err() {
             // The one document is being written, to a reader who may never come.
             thread::sleep(LAST_WORDS);
         }
         std::process::exit(1);
     };
     thread::Builder::new().spawn(wait).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One process is one call, so this is the only test here.
+    #[test]
+    #[expect(clippy::panic, reason = "this is what is tested")]
+    fn a_panic_is_one_document_with_the_code_of_a_defect() {
+        let mut output = Vec::new();
+        assert!(!answer(&mut output, || panic!("a defect")));
+        let document: serde_json::Value = serde_json::from_slice(&output).unwrap();
+        assert_eq!((document["code"].as_u64(), document["cniVersion"].as_str()), (Some(999), Some("1.1.0")));
+        assert!(document["msg"].as_str().is_some_and(|words| words.contains("defect")), "{document}");
+        assert!(output.ends_with(b"\n") && output.iter().filter(|byte| **byte == b'\n').count() == 1);
+        // What comes later has nothing to add.
+        assert!(!answer(&mut output, || Ok(Outcome::Versions("{}".into()))));
+        assert!(serde_json::from_slice::<serde_json::Value>(&output).is_ok());
+    }
 }
