@@ -42,6 +42,9 @@ pub struct Verdict {
 /// All versions that runtimes still use.
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
+/// What a loaded machine adds to the time that a plugin takes by itself.
+const OVERHEAD: Duration = Duration::from_secs(4);
+
 type Case = (&'static str, fn(&Subject) -> Result<()>);
 
 const CASES: &[Case] = &[
@@ -51,25 +54,36 @@ const CASES: &[Case] = &[
     ("missing variables are error 4 and all named", missing_variables),
     ("malformed ids and interface names are error 4", malformed_variables),
     ("environment, JSON, name, version: faults are judged in this order", order_of_faults),
-    ("input that is too large or too deep is an error", monstrous_input),
+    ("an error is one document that names the version it is of", error_shape),
+    ("input that is too large, too deep or no text is an error", monstrous_input),
+    ("input that never ends is given up within 20 s, and nothing is left", endless_input),
     ("ADD answers in the exact shape of each version", shapes),
     ("ADD returns when the container can talk", usable_at_once),
     ("ADD tolerates null and unknown fields, in both spellings of runtimeConfig", tolerant),
+    ("ADD takes every legal container id and interface name, and arguments only as text", odd_names),
     ("ADD of an interface that exists is an error and changes nothing", add_twice),
     ("one container may have a second interface", second_interface),
     ("a second interface answers by itself", second_interface_answers),
     ("ADD into something that is no namespace is an error and leaves nothing", no_namespace),
     ("ADD into the host's own namespace is error 8", own_namespace),
     ("ADD with closed standard output fails and leaves nothing", closed_stdout),
+    ("ADD whose answer cannot be written fails and leaves nothing", unwritable_stdout),
     ("eight ADDs at once get eight addresses", parallel),
+    ("an address that was freed is not the next one to be given", late_reuse),
+    ("ADD that is killed is cleaned up by DEL, and the container can be added again", killed_add),
     ("CHECK is silent after ADD, and needs prevResult and 0.4.0", check),
     ("CHECK finds a missing address, route, link and a link that is down", check_damage),
+    ("CHECK finds damage on the host's side: link down, route missing", check_host_damage),
+    ("CHECK finds no damage in what others add", check_additions),
     ("DEL frees everything, and may come twice", del),
     ("DEL needs neither namespace nor prevResult, and takes what is no namespace", del_forms),
+    ("DEL takes a configuration that changed since, and any prevResult", del_changed),
+    ("DEL of one interface leaves the container's other one", del_one_of_two),
     ("DEL of what was never added succeeds and touches nothing", del_unknown),
     ("STATUS is silent within a second, and of 1.1.0", status),
     ("GC frees exactly what is not listed, of its own network", gc),
-    ("GC without a list frees nothing", gc_without_list),
+    ("GC tells two interfaces of one container apart", gc_by_interface),
+    ("GC without a list, or with one that is none, frees nothing", gc_without_list),
     ("prevResult on ADD is served whole or refused with 7", previous_on_add),
 ];
 
@@ -153,12 +167,20 @@ impl<'a> Container<'a> {
     }
 }
 
-fn invoke(subject: &Subject, environment: &[(&str, String)], input: String) -> Result<Output> {
+fn invoke(subject: &Subject, environment: &[(&str, String)], input: impl Into<Vec<u8>>) -> Result<Output> {
     let mut command = subject.node.command(&subject.program).stdin(input).deadline(Duration::from_secs(40));
     for (name, value) in environment {
         command = command.env(name, value);
     }
     command.try_output()
+}
+
+/// A verb that is of no container: libcni sends the variables all the same, empty.
+fn invoke_bare(subject: &Subject, verb: &str, input: String) -> Result<Output> {
+    let mut environment = vec![("CNI_COMMAND", verb.to_owned()), ("CNI_PATH", subject.plugin_path.clone())];
+    environment
+        .extend(["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"].map(|name| (name, String::new())));
+    invoke(subject, &environment, input)
 }
 
 /// The one document of a success.
@@ -217,7 +239,7 @@ fn version(subject: &Subject) -> Result<()> {
             ("CNI_PATH", "dummy"),
         ];
         let environment = environment.map(|(name, value)| (name, value.to_owned()));
-        let answer = document(&invoke(subject, &environment, input.to_owned())?)?;
+        let answer = document(&invoke(subject, &environment, input)?)?;
         let supported = answer["supportedVersions"].as_array().context("no supportedVersions")?;
         for version in VERSIONS {
             ensure!(supported.contains(&json!(version)), "{version} is not among {supported:?}");
@@ -227,7 +249,7 @@ fn version(subject: &Subject) -> Result<()> {
 }
 
 fn no_command(subject: &Subject) -> Result<()> {
-    silent(&invoke(subject, &[("CNI_COMMAND", String::new())], String::new())?)
+    silent(&invoke(subject, &[("CNI_COMMAND", String::new())], "")?)
 }
 
 fn unknown_verb(subject: &Subject) -> Result<()> {
@@ -264,13 +286,15 @@ fn malformed_variables(subject: &Subject) -> Result<()> {
 fn order_of_faults(subject: &Subject) -> Result<()> {
     let container = Container::new(subject, "1.0.0")?;
     let only = [("CNI_COMMAND", "ADD".to_owned())];
-    fails_with(&invoke(subject, &only, "not JSON".into())?, 4).context("environment")?;
+    fails_with(&invoke(subject, &only, "not JSON")?, 4).context("environment")?;
     for (input, code) in [
         ("", 6),
         ("not JSON", 6),
         (r#"{"cniVersion":"9.9.9"}"#, 7),
         (r#"{"cniVersion":"9.9.9","name":"../x"}"#, 7),
         (r#"{"cniVersion":"9.9.9","name":"suite"}"#, 1),
+        // Versions are compared as text.
+        (r#"{"cniVersion":"1.0","name":"suite"}"#, 1),
     ] {
         fails_with(&container.call_with("ADD", input.into())?, code).with_context(|| input.to_owned())?;
     }
@@ -287,6 +311,41 @@ fn monstrous_input(subject: &Subject) -> Result<()> {
     failure(&container.call_with("ADD", deep)?).context("100,000 levels")?;
     let large = format!(r#"{{"cniVersion":"1.0.0","name":"suite","x":"{}"}}"#, "x".repeat(8 << 20));
     failure(&container.call_with("ADD", large)?).context("8 MiB")?;
+    let mut bytes = br#"{"cniVersion":"1.0.0","name":"suite","x":""#.to_vec();
+    bytes.extend([0xff, 0xc0, b'"', b'}']);
+    failure(&invoke(subject, &container.environment("ADD"), bytes)?).context("bytes that are no text")?;
+    Ok(())
+}
+
+fn error_shape(subject: &Subject) -> Result<()> {
+    for version in VERSIONS {
+        let container = Container::new(subject, version)?;
+        let mut environment = container.environment("ADD");
+        environment
+            .iter_mut()
+            .filter(|(name, _)| *name == "CNI_NETNS")
+            .for_each(|(_, path)| *path = "/nonexistent".into());
+        let output = invoke(subject, &environment, container.cni.stdin("ADD"))?;
+        let (_, message) = failure(&output)?;
+        ensure!(message.contains("/nonexistent"), "{version}: the path is not named: {message}");
+        let error: Value = serde_json::from_str(&output.stdout)?;
+        ensure!(error["cniVersion"] == version, "{version}: {error}");
+    }
+    Ok(())
+}
+
+fn endless_input(subject: &Subject) -> Result<()> {
+    let container = Container::new(subject, "1.0.0")?;
+    let before = links(&subject.node);
+    // Without an input of its own it is one that stays open.
+    let mut command = subject.node.command(&subject.program);
+    for (name, value) in container.environment("ADD") {
+        command = command.env(name, value);
+    }
+    let process = command.try_spawn()?;
+    ensure!(process.try_wait(Duration::from_secs(20) + OVERHEAD)?.is_some(), "it still waits");
+    failure(&process.try_finish(OVERHEAD)?)?;
+    ensure!(links(&subject.node) == before, "links stay");
     Ok(())
 }
 
@@ -336,6 +395,7 @@ fn tolerant(subject: &Subject) -> Result<()> {
                "bandwidth": {"IngressRate": 10_000_000, "IngressBurst": 4_294_967_295_u64}, "dns": {"Servers": ["10.0.0.1"]},
                "io.kubernetes.cri.pod-annotations": null}),
         json!({"portMappings": null, "aliases": {"net": ["a"]}}),
+        Value::Null,
     ] {
         let mut container = Container::new(subject, "1.0.0")?;
         container.cni.config["runtimeConfig"] = runtime;
@@ -343,8 +403,28 @@ fn tolerant(subject: &Subject) -> Result<()> {
         container.cni.config["future"] = json!({"key": [null]});
         container.cni.config["dns"] = Value::Null;
         container.cni.config["args"] = Value::Null;
+        container.cni.config["prevResult"] = Value::Null;
         container.add()?;
     }
+    Ok(())
+}
+
+fn odd_names(subject: &Subject) -> Result<()> {
+    for (suffix, ifname) in
+        [("", "fifteen-bytes-x"), ("_.-Z9", "a@b"), (&"-x".repeat(20)[..], "e"), ("", "\u{e9}th0")]
+    {
+        let mut container = Container::new(subject, "1.0.0")?;
+        container.cni.container += suffix;
+        container.cni.ifname = ifname.into();
+        // Names of pods are for logs; what they hold is nobody's command.
+        container.cni.args =
+            "IgnoreUnknown=1;K8S_POD_NAME=$(touch /run/owned) `touch /run/owned` ../../x".into();
+        let address = addresses(&container.add().with_context(|| format!("interface {ifname:?}"))?)?[0];
+        answers(&subject.node, address).with_context(|| format!("interface {ifname:?}"))?;
+        silent(&container.call("DEL")?)?;
+        ensure!(container.observe().link(ifname).is_none(), "{ifname:?} stays");
+    }
+    ensure!(!subject.node.has_file("/run/owned"), "an argument was run");
     Ok(())
 }
 
@@ -415,13 +495,27 @@ fn own_namespace(subject: &Subject) -> Result<()> {
 }
 
 fn closed_stdout(subject: &Subject) -> Result<()> {
+    add_from_shell(subject, "exec \"$0\" >&-")
+}
+
+/// A full disk, and a reader that has gone.
+fn unwritable_stdout(subject: &Subject) -> Result<()> {
+    add_from_shell(subject, "exec \"$0\" >/dev/full").context("a full disk")?;
+    // Opened for both first: a FIFO without a reader cannot be opened for writing alone.
+    let script =
+        "rm -f /run/suite; mkfifo /run/suite; exec 3<>/run/suite 4>/run/suite 3<&-; exec \"$0\" >&4 4>&-";
+    add_from_shell(subject, script).context("no reader")
+}
+
+/// That ADD, started by this script, fails and leaves nothing.
+fn add_from_shell(subject: &Subject, script: &str) -> Result<()> {
     let container = Container::new(subject, "1.0.0")?;
     let before = links(&subject.node);
     let program = match subject.program.as_str() {
         "cni-shim" => crate::binaries::Binaries::build()?.cni_shim().to_string_lossy().into_owned(),
         other => other.to_owned(),
     };
-    let mut command = subject.node.command("/bin/sh").args(["-c", "exec \"$0\" >&-", &program]);
+    let mut command = subject.node.command("/bin/sh").args(["-c", script, &program]);
     for (name, value) in container.environment("ADD") {
         command = command.env(name, value);
     }
@@ -444,6 +538,41 @@ fn parallel(subject: &Subject) -> Result<()> {
             ensure!(seen.insert(address), "{address} was given twice");
             answers(&subject.node, address)?;
         }
+    }
+    Ok(())
+}
+
+fn late_reuse(subject: &Subject) -> Result<()> {
+    let mut last = None;
+    for _ in 0..3 {
+        let mut container = Container::new(subject, "1.0.0")?;
+        let address = addresses(&container.add()?)?[0];
+        ensure!(last != Some(address), "{address} again");
+        last = Some(address);
+    }
+    Ok(())
+}
+
+fn killed_add(subject: &Subject) -> Result<()> {
+    let before = links(&subject.node);
+    for milliseconds in [0, 1, 2, 4, 8, 16, 32, 64] {
+        let mut container = Container::new(subject, "1.0.0")?;
+        let mut command = subject.node.command(&subject.program).stdin(container.cni.stdin("ADD"));
+        for (name, value) in container.environment("ADD") {
+            command = command.env(name, value);
+        }
+        let process = command.try_spawn()?;
+        // One that is done by then was quick.
+        process.try_wait(Duration::from_millis(milliseconds))?;
+        process.signal(libc::SIGKILL);
+        process.try_finish(OVERHEAD)?;
+        let what = || format!("killed after {milliseconds} ms");
+        silent(&container.call("DEL")?).with_context(what)?;
+        ensure!(links(&subject.node) == before, "killed after {milliseconds} ms: links stay");
+        for address in addresses(&container.add().with_context(what)?)? {
+            answers(&subject.node, address).with_context(what)?;
+        }
+        silent(&container.call("DEL")?)?;
     }
     Ok(())
 }
@@ -486,6 +615,85 @@ fn check_damage(subject: &Subject) -> Result<()> {
         failure(&container.call("CHECK")?).with_context(|| format!("damage: {what}"))?;
     }
     Ok(())
+}
+
+fn check_host_damage(subject: &Subject) -> Result<()> {
+    for what in ["link", "route"] {
+        let before = links(&subject.node);
+        let mut container = Container::new(subject, "1.0.0")?;
+        let address = addresses(&container.add()?)?[0];
+        let own = links(&subject.node)
+            .into_iter()
+            .find(|link| !before.contains(link))
+            .context("no link on the host")?;
+        if what == "link" {
+            subject.node.set_link_state(&own, crate::LinkState::Down);
+        } else {
+            subject.node.delete_route(address.into());
+        }
+        let verdict = failure(&container.call("CHECK")?);
+        // A daemon may have mended it before anybody could look.
+        if verdict.is_err() && answers(&subject.node, address).is_ok() {
+            continue;
+        }
+        verdict.with_context(|| format!("damage: {what} of the host"))?;
+    }
+    Ok(())
+}
+
+fn check_additions(subject: &Subject) -> Result<()> {
+    let mut container = Container::new(subject, "1.0.0")?;
+    container.add()?;
+    let (inside, ifname) = (container.inside(), container.cni.ifname.clone());
+    inside.add_address(&ifname, "192.0.2.200/32".parse()?);
+    inside.add_link_route("198.51.100.0/24".parse()?, &ifname);
+    silent(&container.call("CHECK")?).context("another address and another route")?;
+    // A further plugin of the chain may add to the result.
+    let mut previous = container.cni.previous.clone().unwrap_or_default();
+    previous["dns"] = json!({"nameservers": ["10.0.0.1"]});
+    if let Some(interfaces) = previous["interfaces"].as_array_mut() {
+        interfaces.push(json!({"name": "ifb0", "mac": "02:00:00:00:00:01"}));
+    }
+    container.cni.previous = Some(previous);
+    silent(&container.call("CHECK")?).context("another interface in prevResult")
+}
+
+fn del_changed(subject: &Subject) -> Result<()> {
+    let results = [
+        json!({"cniVersion": "0.2.0", "ip4": {"ip": "192.0.2.7/24"}}),
+        json!({"cniVersion": "1.0.0", "interfaces": [{"name": "other0"}], "ips": [{"address": "192.0.2.7/24", "interface": 0}]}),
+        json!({}),
+        Value::Null,
+    ];
+    for (added, deleted) in [("0.3.1", "1.1.0"), ("1.1.0", "0.3.1"), ("1.0.0", "0.4.0"), ("0.4.0", "1.0.0")] {
+        for previous in &results {
+            let before = links(&subject.node);
+            let mut container = Container::new(subject, added)?;
+            container.add()?;
+            container.cni.config["cniVersion"] = json!(deleted);
+            container.cni.config["mtu"] = json!(1300);
+            container.cni.config["runtimeConfig"] = json!({"portMappings": []});
+            container.cni.previous = Some(previous.clone());
+            let what = || format!("{added}, now {deleted}, prevResult {previous}");
+            silent(&container.call("DEL")?).with_context(what)?;
+            ensure!(links(&subject.node) == before, "{}: links stay", what());
+        }
+    }
+    Ok(())
+}
+
+fn del_one_of_two(subject: &Subject) -> Result<()> {
+    let mut first = Container::new(subject, "1.0.0")?;
+    let address = addresses(&first.add()?)?[0];
+    let mut second = first.with_ifname("net1");
+    let other = addresses(&second.add()?)?[0];
+    silent(&first.call("DEL")?)?;
+    ensure!(first.observe().link("net1").is_some(), "net1 is gone with eth0");
+    answers(&subject.node, other).context("net1, when eth0 is gone")?;
+    // What was freed may be had again; what lives, not.
+    let mut next = Container::new(subject, "1.0.0")?;
+    ensure!(addresses(&next.add()?)?[0] != other, "{other} was given twice, after DEL of {address}");
+    silent(&second.call("DEL")?)
 }
 
 fn del(subject: &Subject) -> Result<()> {
@@ -537,10 +745,11 @@ fn del_unknown(subject: &Subject) -> Result<()> {
 
 fn status(subject: &Subject) -> Result<()> {
     let container = Container::new(subject, "1.1.0")?;
-    let only = [("CNI_COMMAND", "STATUS".to_owned()), ("CNI_PATH", subject.plugin_path.clone())];
-    silent(&invoke(subject, &only, container.cni.stdin("STATUS"))?)?;
+    let begun = Instant::now();
+    silent(&invoke_bare(subject, "STATUS", container.cni.stdin("STATUS"))?)?;
+    ensure!(begun.elapsed() < Duration::from_secs(1) + OVERHEAD, "took {:?}", begun.elapsed());
     let old = Container::new(subject, "1.0.0")?;
-    fails_with(&invoke(subject, &only, old.cni.stdin("STATUS"))?, 1).map(drop)
+    fails_with(&invoke_bare(subject, "STATUS", old.cni.stdin("STATUS"))?, 1).map(drop)
 }
 
 fn gc(subject: &Subject) -> Result<()> {
@@ -554,8 +763,7 @@ fn gc(subject: &Subject) -> Result<()> {
         let foreign = addresses(&other.add()?)?[0];
         let mut input: Value = kept.cni.config.clone();
         input[key] = json!([{"containerID": kept.cni.container, "ifname": kept.cni.ifname}]);
-        let only = [("CNI_COMMAND", "GC".to_owned()), ("CNI_PATH", subject.plugin_path.clone())];
-        silent(&invoke(subject, &only, input.to_string())?)?;
+        silent(&invoke_bare(subject, "GC", input.to_string())?)?;
         answers(&subject.node, address).context("what is listed")?;
         answers(&subject.node, foreign).context("what is of another network")?;
         let stays = stale.observe().link(&stale.cni.ifname).is_some();
@@ -564,12 +772,35 @@ fn gc(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
+fn gc_by_interface(subject: &Subject) -> Result<()> {
+    let mut first = Container::new(subject, "1.1.0")?;
+    let mut second = first.with_ifname("net1");
+    let (kept, freed) = (addresses(&first.add()?)?[0], addresses(&second.add()?)?[0]);
+    let mut input = first.cni.config.clone();
+    input["cni.dev/valid-attachments"] = json!([{"containerID": first.cni.container, "ifname": "eth0"}]);
+    silent(&invoke_bare(subject, "GC", input.to_string())?)?;
+    answers(&subject.node, kept)?;
+    ensure!(first.observe().link("net1").is_none(), "the interface with {freed} is not listed and stays");
+    Ok(())
+}
+
 fn gc_without_list(subject: &Subject) -> Result<()> {
     let mut container = Container::new(subject, "1.1.0")?;
     let address = addresses(&container.add()?)?[0];
-    let only = [("CNI_COMMAND", "GC".to_owned()), ("CNI_PATH", subject.plugin_path.clone())];
-    silent(&invoke(subject, &only, container.cni.config.to_string())?)?;
-    answers(&subject.node, address)
+    let mut input = container.cni.config.clone();
+    silent(&invoke_bare(subject, "GC", input.to_string())?)?;
+    answers(&subject.node, address).context("without the key")?;
+    input["cni.dev/valid-attachments"] = Value::Null;
+    silent(&invoke_bare(subject, "GC", input.to_string())?)?;
+    answers(&subject.node, address).context("with null")?;
+    for none in
+        [json!("all"), json!([{"containerID": 7}]), json!([{"containerID": "../x", "ifname": "eth0"}])]
+    {
+        input["cni.dev/valid-attachments"] = none.clone();
+        failure(&invoke_bare(subject, "GC", input.to_string())?).with_context(|| none.to_string())?;
+        answers(&subject.node, address).with_context(|| none.to_string())?;
+    }
+    Ok(())
 }
 
 fn previous_on_add(subject: &Subject) -> Result<()> {
