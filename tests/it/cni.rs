@@ -342,6 +342,29 @@ fn add_without_a_daemon_names_its_socket_and_leaves_nothing() {
 }
 
 #[test]
+fn add_and_del_beside_a_daemon_that_hangs_end_by_themselves() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let pod = node.add_pod("pod");
+    node.signal_daemon(libc::SIGSTOP);
+    // What a loaded machine adds to the plugin's own time.
+    let overhead = Duration::from_secs(3);
+    let cni = prepare(&node, "new");
+    let begin = Instant::now();
+    let (code, message) = refusal(&cni.call("ADD"));
+    assert!(code == 11 && message.contains("timed out"), "{code} {message}");
+    assert!(begin.elapsed() < Duration::from_secs(20) + overhead, "{:?}", begin.elapsed());
+    for cni in [cni, pod.cni()] {
+        let begin = Instant::now();
+        done(&cni.call("DEL"));
+        assert!(begin.elapsed() < Duration::from_secs(5) + overhead, "{:?}", begin.elapsed());
+        assert_eq!(node.observe().link(&cni.host_link()), None);
+    }
+    node.signal_daemon(libc::SIGCONT);
+    eventually("every lease ends", SOON, || node.status().leases.is_empty());
+}
+
+#[test]
 fn add_while_the_daemon_restarts_succeeds() {
     let lab = Lab::with_nodes(1);
     let node = lab.node(1);

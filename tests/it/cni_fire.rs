@@ -254,3 +254,35 @@ fn a_plugin_without_memory_or_threads_still_answers_with_an_error() {
     }
     assert!(answered > 0, "no limit was too small for a thread");
 }
+
+#[test]
+fn a_plugin_without_descriptors_still_answers_with_an_error_and_leaves_nothing() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let shim = tests::binaries::Binaries::build().unwrap().cni_shim();
+    let (mut refused, mut served) = (0, 0);
+    for limit in 3..=16 {
+        let cni = Cni::prepare(&node, "starved").unwrap();
+        let script = format!("ulimit -n {limit}; exec {}", shim.display());
+        let mut command = node.command("/bin/sh").args(["-c", &script]).stdin(cni.stdin("ADD"));
+        for (name, value) in cni.environment("ADD") {
+            command = command.env(name, value);
+        }
+        let output = command.output();
+        // 127: the loader could not open the libraries.
+        if output.exit.code == Some(127) {
+            continue;
+        }
+        if output.success() {
+            served += 1;
+            done(&cni.call("DEL"));
+            continue;
+        }
+        let (code, message) = refusal(&output);
+        assert!(code < 999 && message.contains("Too many open files"), "{limit}: {output}");
+        refused += 1;
+        assert_eq!(node.observe().link(&cni.host_link()), None, "{limit}: {output}");
+    }
+    assert!(refused > 0 && served > 0, "{refused} refused, {served} served");
+    assert_empty(&node);
+}
