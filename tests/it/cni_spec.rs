@@ -46,6 +46,8 @@ fn the_plugin_keeps_the_whole_contract() {
         Subject { node: lab.node(1), program: "cni-shim".into(), config, plugin_path: "/opt/cni/bin".into() };
     let verdicts = run(&subject);
     assert!(verdicts.iter().all(|verdict| verdict.failure.is_none()), "\n{}", table(&verdicts));
+    let score = format!("overlayd keeps {0} of {0} facts", verdicts.len());
+    assert!(include_str!("../../README.md").contains(&score), "README does not say: {score}");
 }
 
 #[test]
@@ -248,14 +250,15 @@ fn portmap_and_bandwidth_follow_in_the_chain() {
     node.command("mkdir").args(["/run/bin", "/run/conf"]).run();
     let shim = tests::binaries::Binaries::build().unwrap().cni_shim();
     node.command("ln").arg("-s").arg(shim.display()).arg("/run/bin/overlayd").run();
-    for version in ["1.0.0", "1.1.0"] {
+    node.add_address("eth0", "192.0.2.211/24".parse().unwrap());
+    for version in tests::suite::VERSIONS {
         let conflist = json!({
             "cniVersion": version,
             "name": "overlay",
             "plugins": [
                 {"type": "overlayd", "socket": format!("{RUN_DIR}/cni.sock")},
                 {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"},
-                {"type": "bandwidth", "ingressRate": 50_000_000, "ingressBurst": 50_000_000},
+                {"type": "bandwidth", "ingressRate": 50_000_000, "ingressBurst": 50_000_000, "egressRate": 50_000_000, "egressBurst": 50_000_000},
             ],
         });
         node.write_file("/run/conf/10-overlay.conflist", conflist.to_string());
@@ -269,9 +272,6 @@ fn portmap_and_bandwidth_follow_in_the_chain() {
                 .env("CAP_ARGS", json!({"portMappings": [mapping("tcp"), mapping("udp")]}))
                 .output()
         };
-        if !node.observe().addresses.iter().any(|address| address.net.addr().to_string() == "192.0.2.211") {
-            node.add_address("eth0", "192.0.2.211/24".parse().unwrap());
-        }
         let pods = ["192.0.2.11", "192.0.2.211"].map(|host_ip| {
             let cni = prepare(&node, version);
             let output = tool(&cni, "add", host_ip);
@@ -288,11 +288,15 @@ fn portmap_and_bandwidth_follow_in_the_chain() {
             let host_link = node.observe().links_named("ovp").len();
             assert_eq!(host_link, 2);
             assert_eq!(node.ping(inside.v4(), 56, 1).answered, 1);
-            for verb in ["check", "status"] {
+            // CHECK came with 0.4.0.
+            for verb in ["check", "status"].into_iter().filter(|verb| *verb == "status" || version != "0.3.1")
+            {
                 let output = tool(cni, verb, host_ip);
-                assert!(output.success(), "{verb}: {output}");
+                assert!(output.success(), "{version} {verb}: {output}");
             }
         }
+        // What bandwidth shapes by.
+        assert_eq!(node.observe().links_named("bwp").len(), 2);
         let (first, second) = (&pods[0], &pods[1]);
         assert!(nat_rules(&node) > before);
         let output = tool(&first.0, "del", first.1);
@@ -305,7 +309,9 @@ fn portmap_and_bandwidth_follow_in_the_chain() {
         };
         assert!(output.success(), "{output}");
         assert_eq!(nat_rules(&node), before);
-        assert_eq!(node.observe().links_named("ovp"), Vec::<&str>::new());
+        for prefix in ["ovp", "bwp"] {
+            assert_eq!(node.observe().links_named(prefix), Vec::<&str>::new(), "{version}");
+        }
     }
 }
 
