@@ -17,6 +17,7 @@ use crate::error::{CniError, Code};
 use crate::netlink::{Address, Link, Neighbour, Netlink, NetlinkError, Route, RouteKind, Rule};
 use crate::netns::Namespace;
 use crate::result::Previous;
+use crate::sysctl::Setting;
 use crate::version::Version;
 
 /// How long the daemon may take to answer.
@@ -73,6 +74,9 @@ pub fn check(conf: &Conf, target: Target, sandbox: &Sandbox, hints: &Hints) -> R
         .enter(|| State::read(&attachment.ifname))
         .map_err(|error| CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path())))??;
     let mut damage = host_damage(&host, pod.link.as_ref(), &attachment, &previous);
+    if let (Some(link), true) = (&host.link, damage.is_empty()) {
+        damage.extend(way_damage(link, &previous)?);
+    }
     damage.extend(pod_damage(&pod, &attachment, &previous));
     if !damage.is_empty() {
         let message = format!("container {} is damaged: {}", attachment.container, damage.join("; "));
@@ -127,6 +131,30 @@ fn host_damage(
         expect(is_known, format!("the host has no permanent neighbour entry for {address} on {name}"));
     }
     damage
+}
+
+/// What keeps packets from a link that is whole: the kernel forwards by the setting of each link, and a route of somebody
+/// else may go before ours.
+fn way_damage(link: &Link, previous: &Previous) -> Result<Vec<String>, CniError> {
+    let mut damage = Vec::new();
+    let mut netlink = Netlink::open()?;
+    for (address, _) in &previous.addresses {
+        let setting =
+            if address.is_ipv4() { Setting::v4("forwarding", "1") } else { Setting::v6("forwarding", "1") };
+        if !setting.holds(&link.name) {
+            damage.push(format!("host interface {} does not forward {}", link.name, setting.family));
+        }
+        let way = match netlink.route_to(*address) {
+            Ok(way) => Some(way),
+            // An unreachable route of somebody.
+            Err(error) if error.errno().is_some() => None,
+            Err(error) => return Err(error.into()),
+        };
+        if !way.is_some_and(|way| way.kind == RouteKind::Unicast && way.link == Some(link.index)) {
+            damage.push(format!("a route of somebody else takes {address} from {} on the host", link.name));
+        }
+    }
+    Ok(damage)
 }
 
 fn pod_damage(pod: &State, attachment: &Attachment, previous: &Previous) -> Vec<String> {

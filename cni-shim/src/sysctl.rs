@@ -29,13 +29,22 @@ impl Setting {
         Self { family: "ipv6", key, value }
     }
 
+    /// Whether it holds the value.
+    #[must_use]
+    pub fn holds(self, interface: &str) -> bool {
+        fs::read_to_string(self.path(interface)).is_ok_and(|held| held.trim() == self.value)
+    }
+
+    fn path(self, interface: &str) -> String {
+        format!("/proc/sys/net/{}/conf/{interface}/{}", self.family, self.key)
+    }
+
     /// Writes it, unless it holds the value already: `/proc/sys` may be read-only.
     ///
     /// # Errors
     /// Code 100, naming the file.
     pub fn apply(self, interface: &str) -> Result<(), CniError> {
-        let Self { family, key, value } = self;
-        let path = format!("/proc/sys/net/{family}/conf/{interface}/{key}");
+        let (path, value) = (self.path(interface), self.value);
         let outcome = match fs::read_to_string(&path) {
             Ok(held) if held.trim() == value => Ok(()),
             Ok(_) => fs::write(&path, value),

@@ -150,10 +150,11 @@ fn version_needs_neither_daemon_nor_a_sane_environment() {
 
 #[test]
 fn check_names_every_kind_of_damage() {
-    let lab = Lab::with_nodes(1);
+    let lab = Lab::builder().nodes(1).pods(Families::Dual).start();
+    lab.start_daemons();
     let node = lab.node(1);
     type Harm = fn(&Node, &Pod);
-    let harms: [(&str, Harm); 8] = [
+    let harms: [(&str, Harm); 18] = [
         ("has mtu 1400", |node, pod| node.set_link_mtu(&pod.host_link(), 1400)),
         ("is down", |node, pod| node.set_link_state(&pod.host_link(), LinkState::Down)),
         ("has no route to 10.244.1.", |node, pod| node.delete_route(whole(pod.v4()))),
@@ -161,6 +162,28 @@ fn check_names_every_kind_of_damage() {
         ("eth0 has no address 10.244.1.", |_, pod| pod.delete_address("eth0", whole(pod.v4()))),
         ("no default route via 169.254.1.1", |_, pod| pod.delete_route("0.0.0.0/0".parse().unwrap())),
         ("interface eth0 is down", |_, pod| pod.set_link_state("eth0", LinkState::Down)),
+        ("has no route to fd00:10:244:1:", |node, pod| node.delete_route(whole(pod.v6()))),
+        ("has no permanent neighbour entry for 10.244.1.", |node, pod| {
+            node.delete_neighbour(&pod.host_link(), pod.v4());
+        }),
+        ("has no permanent neighbour entry for fd00:10:244:1:", |node, pod| {
+            node.delete_neighbour(&pod.host_link(), pod.v6());
+        }),
+        ("does not forward ipv4", |node, pod| {
+            node.sysctl(&format!("net/ipv4/conf/{}/forwarding", pod.host_link()), "0");
+        }),
+        ("does not forward ipv6", |node, pod| {
+            node.sysctl(&format!("net/ipv6/conf/{}/forwarding", pod.host_link()), "0");
+        }),
+        ("a route of somebody else takes 10.244.1.", |node, pod| node.add_unreachable(whole(pod.v4()), 0)),
+        ("eth0 has no address fd00:10:244:1:", |_, pod| pod.delete_address("eth0", whole(pod.v6()))),
+        ("no default route via fe80::1", |_, pod| pod.delete_route("::/0".parse().unwrap())),
+        ("no permanent neighbour entry for 169.254.1.1", |_, pod| {
+            pod.delete_neighbour("eth0", "169.254.1.1".parse().unwrap());
+        }),
+        ("no permanent neighbour entry for fe80::1", |_, pod| {
+            pod.delete_neighbour("eth0", "fe80::1".parse().unwrap());
+        }),
         ("is missing", |_, pod| pod.delete_link("eth0")),
     ];
     let sound = node.add_pod("sound");
@@ -176,6 +199,11 @@ fn check_names_every_kind_of_damage() {
         assert_eq!(code, 103, "{words}: {message}");
         assert!(message.contains(words) && message.contains(pod.container_id()), "{words}: {message}");
     }
+    // Ours are as they were told, but another was promised.
+    let mut promised = sound.cni();
+    promised.previous.as_mut().unwrap()["interfaces"][1]["mac"] = json!("02:00:00:00:00:07");
+    let (code, message) = refusal(&promised.call("CHECK"));
+    assert!(code == 103 && message.contains("not 02:00:00:00:00:07"), "{code} {message}");
     node.signal_daemon(libc::SIGCONT);
     done(&sound.check());
     for pod in &pods {
