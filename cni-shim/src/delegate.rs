@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use wire::ipc::Attachment;
 
@@ -133,6 +135,8 @@ impl Delegate {
             let mut command = Command::new(&self.path);
             command.envs(self.environment.iter().map(|(name, value)| (name, value)));
             command.env("CNI_COMMAND", verb).stdin(Stdio::piped()).stdout(Stdio::piped());
+            // With what it starts it can be ended as a whole: who holds our standard error open keeps the runtime waiting.
+            command.process_group(0);
             match command.spawn() {
                 // It is being installed just now.
                 Err(error)
@@ -152,15 +156,15 @@ impl Delegate {
         };
         let input = self.input.clone();
         // Neither can be interrupted; both end with this process.
-        thread::spawn(move || {
+        thread::Builder::new().spawn(move || {
             let _ = stdin.write_all(&input);
-        });
+        })?;
         let (sender, receiver) = mpsc::sync_channel(1);
-        thread::spawn(move || {
+        thread::Builder::new().spawn(move || {
             let mut answer = Vec::new();
             let outcome = stdout.take(ANSWER_LIMIT).read_to_end(&mut answer).map(|_| answer);
             let _ = sender.send(outcome);
-        });
+        })?;
         let left = deadline.saturating_duration_since(Instant::now());
         let Ok(answer) = receiver.recv_timeout(left) else { return Ok(None) };
         let answer = answer?;
@@ -177,7 +181,9 @@ impl Delegate {
 }
 
 fn end(child: &mut Child) {
-    let _ = child.kill();
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
     let _ = child.wait();
 }
 

@@ -232,6 +232,38 @@ fn an_address_that_was_delegated_is_given_back_when_add_fails() {
     );
 }
 
+#[test]
+fn an_ipam_plugin_that_hangs_holds_up_no_verb_and_what_it_leaves_behind_neither() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    // Its child keeps standard output, which is ours, open for as long as it likes.
+    let script = "#!/bin/sh\nsleep 300 &\nwait\n";
+    node.try_write_program("/run/slow/host-local", script).unwrap();
+    let mut cni = delegated(&node, "1.1.0");
+    added(&mut cni);
+    cni.plugin_path = "/run/slow".into();
+    let mut fresh = delegated(&node, "1.1.0");
+    fresh.plugin_path = "/run/slow".into();
+    // What a loaded machine adds to the plugin's own time.
+    let overhead = Duration::from_secs(3);
+    for (verb, cni, seconds) in
+        [("STATUS", &cni, 1), ("ADD", &fresh, 20), ("CHECK", &cni, 20), ("DEL", &cni, 5)]
+    {
+        let begun = Instant::now();
+        let (code, message) = refusal(&cni.call(verb));
+        assert!(begun.elapsed() < Duration::from_secs(seconds) + overhead, "{verb}: {:?}", begun.elapsed());
+        let expected = if verb == "STATUS" { 50 } else { 11 };
+        assert!(code == expected && message.contains("host-local"), "{verb}: {code} {message}");
+    }
+    // The rest of DEL and of the way back is done all the same.
+    assert_eq!(node.observe().links_named("ovp"), Vec::<&str>::new());
+    cni.plugin_path = cni_plugins().unwrap().to_string_lossy().into_owned();
+    done(&cni.call("DEL"));
+    assert!(
+        !node.has_file("/run/ipam/overlay/10.244.1.50") && !node.has_file("/run/ipam/overlay/10.244.1.51")
+    );
+}
+
 /// The rules of the node that change addresses.
 fn nat_rules(node: &Node) -> usize {
     let translates =
