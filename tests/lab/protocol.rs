@@ -60,6 +60,8 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// How long it ran, from the moment that its program was loaded.
+    pub took: std::time::Duration,
 }
 
 /// What the test process says about a running process. Closing the channel kills it.
