@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use wire::ipc::{Attachment, Lease, Reply, Request};
 use wire::tag::{host_mac, pod_mac, veth_name};
 
-use crate::attach::{Blueprint, Failure, Plumbing, exists};
+use crate::attach::{Blueprint, Failure, Plumbing, Sockets, exists};
 use crate::call::{call, call_once, refused};
 use crate::conf::Conf;
 use crate::delegate::Delegate;
@@ -94,10 +94,9 @@ pub fn add(conf: Conf, target: Target, sandbox: &Sandbox, hints: &Hints) -> Resu
     }
     let mut wish = Wish::read(&conf.document, hints.arguments.as_deref())?;
     let delegate = Delegate::find(&conf, hints.plugin_path.as_deref())?;
-    let namespace = Namespace::open(sandbox)?;
     let attachment =
         Attachment { network: conf.network.clone(), container: target.container, ifname: target.ifname };
-    require_absent(&attachment, &namespace)?;
+    let (namespace, sockets) = open_where_absent(&attachment, sandbox)?;
 
     let claim = Claim { conf, attachment, delegate, committed: false };
     let deadline = Instant::now() + DAEMON_PATIENCE;
@@ -113,7 +112,7 @@ pub fn add(conf: Conf, target: Target, sandbox: &Sandbox, hints: &Hints) -> Resu
         None => Source::These(std::mem::take(&mut wish.addresses)),
     };
     let builder = Builder { claim: &claim, namespace: &namespace, wish: &wish, deadline };
-    let (plumbing, lease, routes) = builder.build(&source)?;
+    let (plumbing, lease, routes) = builder.build(&source, sockets)?;
     let host_name = veth_name(&claim.attachment);
     let plumbed = Plumbed {
         host_name: &host_name,
@@ -169,17 +168,19 @@ pub(crate) fn release(conf: &Conf, attachment: &Attachment, patience: Duration) 
 }
 
 /// An interface that is there already belongs to an earlier attachment, whose owner is not to notice.
-fn require_absent(attachment: &Attachment, namespace: &Namespace) -> Result<(), CniError> {
+fn open_where_absent(attachment: &Attachment, sandbox: &Sandbox) -> Result<(Namespace, Sockets), CniError> {
     let host_name = veth_name(attachment);
-    let inside =
-        || -> Result<bool, CniError> { Ok(Netlink::open()?.link_by_name(&attachment.ifname)?.is_some()) };
-    let in_pod = namespace
-        .enter(inside)
-        .map_err(|error| CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path())))??;
-    if in_pod || Netlink::open()?.link_by_name(&host_name)?.is_some() {
-        return Err(exists(attachment, namespace, &host_name));
+    let (namespace, inside) = Namespace::open_for(sandbox, || -> Result<_, CniError> {
+        let mut pod = Netlink::open()?;
+        let is_there = pod.link_by_name(&attachment.ifname)?.is_some();
+        Ok((pod, is_there))
+    })?;
+    let (pod, is_in_pod) = inside?;
+    let mut host = Netlink::open()?;
+    if is_in_pod || host.link_by_name(&host_name)?.is_some() {
+        return Err(exists(attachment, &namespace, &host_name));
     }
-    Ok(())
+    Ok((namespace, Sockets { host, pod }))
 }
 
 struct Builder<'a> {
@@ -190,8 +191,9 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn build(&self, source: &Source) -> Result<(Plumbing, Lease, Vec<PodRoute>), CniError> {
+    fn build(&self, source: &Source, sockets: Sockets) -> Result<(Plumbing, Lease, Vec<PodRoute>), CniError> {
         let Claim { conf, attachment, .. } = self.claim;
+        let mut sockets = Some(sockets);
         let mut request = source.first_request(attachment);
         let mut taken: Vec<IpAddr> = Vec::new();
         for _ in 0..ADDRESS_ATTEMPTS {
@@ -210,7 +212,8 @@ impl Builder<'_> {
                 mac: self.wish.mac,
                 routes: &routes,
             };
-            match Plumbing::build(&blueprint) {
+            let fresh = sockets.take().map_or_else(|| Sockets::open(self.namespace), Ok)?;
+            match Plumbing::build(&blueprint, fresh) {
                 Ok(plumbing) => return Ok((plumbing, lease, routes)),
                 Err(Failure::Cni(error)) => return Err(error),
                 Err(Failure::Taken(addresses)) if !matches!(source, Source::Any) => {

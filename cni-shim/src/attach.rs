@@ -29,6 +29,9 @@ use crate::wish::PodRoute;
 /// `RT_TABLE_MAIN` of `linux/rtnetlink.h`.
 pub(crate) const TABLE_MAIN: u32 = 254;
 
+/// `LOOPBACK_IFINDEX` of include/net/flow.h: the index of `lo` in every namespace.
+const LOOPBACK: u32 = 1;
+
 /// How long the pod's end may take to see its carrier, and its IPv6 address to stop being tentative: the kernel does
 /// both from work queues, in microseconds unless those are busy. Until then the pod sees a link that is not running, and
 /// an IPv6 address that does not answer, although it skips duplicate address detection (`addrconf_dad_begin` in
@@ -114,6 +117,30 @@ impl From<NetlinkError> for CniError {
     }
 }
 
+/// An open socket on either side.
+#[derive(Debug)]
+pub struct Sockets {
+    /// In the host's namespace.
+    pub host: Netlink,
+    /// In the pod's.
+    pub pod: Netlink,
+}
+
+impl Sockets {
+    /// Opens both.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn open(namespace: &Namespace) -> Result<Self, CniError> {
+        Ok(Self { host: Netlink::open()?, pod: inside(namespace, Netlink::open)?? })
+    }
+}
+
+fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> Result<T, CniError> {
+    let failed = |error| CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()));
+    namespace.enter(work).map_err(failed)
+}
+
 /// A pod's link as made. Dropping it deletes the link.
 #[derive(Debug)]
 pub struct Plumbing {
@@ -128,11 +155,11 @@ impl Plumbing {
     ///
     /// # Errors
     /// Nothing is left behind then.
-    pub fn build(blueprint: &Blueprint<'_>) -> Result<Self, Failure> {
+    pub fn build(blueprint: &Blueprint<'_>, sockets: Sockets) -> Result<Self, Failure> {
         let Blueprint { attachment, namespace, lease, .. } = *blueprint;
         let host_name = veth_name(attachment);
         let (host_mac, pod_mac) = (host_mac(&host_name), blueprint.pod_mac(&host_name));
-        let mut netlink = Netlink::open()?;
+        let Sockets { host: mut netlink, pod } = sockets;
         let spec = VethSpec {
             host_name: &host_name,
             host_mac,
@@ -148,9 +175,7 @@ impl Plumbing {
         })?;
         let mut plumbing = Self { netlink, host_name, pod: None, committed: false };
         let index = plumbing.label(blueprint)?;
-        let pod = namespace.enter(|| PodSide::prepare(&attachment.ifname, lease)).map_err(|error| {
-            CniError::new(Code::Plumbing, format!("enter {}: {error}", namespace.path()))
-        })??;
+        let pod = PodSide::prepare(pod, blueprint)?;
         plumbing.host_side(index, lease, pod_mac)?;
         let table = own_table(&plumbing.host_name);
         let pod = plumbing.pod.insert(PodSide { table, ..pod });
@@ -285,26 +310,23 @@ struct PodSide {
 }
 
 impl PodSide {
-    /// Settings and links, on a thread inside the namespace. The pod's end comes up before the host's: then the kernel
-    /// reports the pod's carrier at once, whereas that of the end that comes up last may wait for a second
-    /// (`linkwatch_urgent_event` in net/core/link_watch.c).
-    fn prepare(ifname: &str, lease: &Lease) -> Result<Self, CniError> {
-        let mut netlink = Netlink::open()?;
-        let mut index_of = |name: &str| {
-            let gone =
-                || CniError::new(Code::Plumbing, format!("link {name} is not in the container's namespace"));
-            netlink.link_by_name(name)?.map(|link| link.index).ok_or_else(gone)
-        };
-        let (loopback, index) = (index_of("lo")?, index_of(ifname)?);
-        if has_v6(lease) {
-            Setting::v6("disable_ipv6", "0").apply("lo")?;
-            for setting in POD_V6 {
-                setting.apply(ifname)?;
-            }
+    /// Settings and links. The pod's end comes up before the host's: then the kernel reports the pod's carrier at once, whereas
+    /// that of the end that comes up last may wait for a second (`linkwatch_urgent_event` in net/core/link_watch.c).
+    fn prepare(mut netlink: Netlink, blueprint: &Blueprint<'_>) -> Result<Self, CniError> {
+        let ifname = &blueprint.attachment.ifname;
+        let gone =
+            || CniError::new(Code::Plumbing, format!("link {ifname} is not in the container's namespace"));
+        let index = netlink.link_by_name(ifname)?.map(|link| link.index).ok_or_else(gone)?;
+        if has_v6(blueprint.lease) {
+            // The files show the namespace of the thread that opens them.
+            inside(blueprint.namespace, || {
+                Setting::v6("disable_ipv6", "0").apply("lo")?;
+                POD_V6.into_iter().try_for_each(|setting| setting.apply(ifname))
+            })??;
         }
-        netlink.set_link_up(loopback, true)?;
+        netlink.set_link_up(LOOPBACK, true)?;
         netlink.set_link_up(index, true)?;
-        Ok(Self { netlink, ifname: ifname.to_owned(), index, table: 0, rules: Vec::new() })
+        Ok(Self { netlink, ifname: ifname.clone(), index, table: 0, rules: Vec::new() })
     }
 
     /// Addresses, gateways, routes.

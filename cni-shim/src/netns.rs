@@ -29,6 +29,17 @@ impl Namespace {
     /// # Errors
     /// Code 8.
     pub fn open(sandbox: &Sandbox) -> Result<Self, CniError> {
+        Self::open_for(sandbox, || ()).map(|(namespace, ())| namespace)
+    }
+
+    /// The same, and the first work inside: whether it can be entered has to be tried anyway.
+    ///
+    /// # Errors
+    /// Code 8.
+    pub fn open_for<T: Send>(
+        sandbox: &Sandbox,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<(Self, T), CniError> {
         let path = sandbox.path.clone();
         let invalid =
             |cause: &str| CniError::new(Code::InvalidNamespace, format!("CNI_NETNS {path}: {cause}"));
@@ -46,8 +57,8 @@ impl Namespace {
         if is_own && !sandbox.may_be_own {
             return Err(invalid("this is the network namespace of the host, not one of a container"));
         }
-        match namespace.enter(|| ()) {
-            Ok(()) => Ok(namespace),
+        match namespace.enter(work) {
+            Ok(done) => Ok((namespace, done)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 Err(invalid("a namespace, but not of the network"))
             }

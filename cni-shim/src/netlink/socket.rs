@@ -206,19 +206,20 @@ impl Netlink {
     fn receive(&mut self) -> Result<(), NetlinkError> {
         loop {
             self.buffer.clear();
-            let (length, _) = self.receive_once(libc::MSG_PEEK | libc::MSG_TRUNC)?;
-            self.buffer.clear();
-            self.buffer.reserve(length);
-            let (_, sender) = self.receive_once(0)?;
+            let (length, sender) = self.receive_once()?;
+            if length > self.buffer.len() {
+                return Err(malformed(format_args!("an answer of {length} bytes")));
+            }
             if sender.port_number() == 0 {
                 return Ok(());
             }
         }
     }
 
-    fn receive_once(&mut self, flags: libc::c_int) -> Result<(usize, SocketAddr), NetlinkError> {
+    fn receive_once(&mut self) -> Result<(usize, SocketAddr), NetlinkError> {
         loop {
-            match self.socket.recv_from(&mut self.buffer, flags) {
+            // The flag makes it tell the length of what did not fit.
+            match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let cause = format!("no answer from the kernel within {} s", ANSWER_TIMEOUT.as_secs());
