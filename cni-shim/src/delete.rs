@@ -16,7 +16,7 @@ use crate::netlink::{Link, Netlink};
 use crate::netns::Namespace;
 
 /// How long telling the daemon may take.
-const RELEASE_PATIENCE: Duration = Duration::from_millis(800);
+pub(crate) const RELEASE_PATIENCE: Duration = Duration::from_millis(800);
 
 /// How long the IPAM plugin may take.
 const DELEGATE_PATIENCE: Duration = Duration::from_secs(3);
@@ -28,7 +28,9 @@ const DELEGATE_PATIENCE: Duration = Duration::from_secs(3);
 pub fn delete(conf: &Conf, target: Target, sandbox: Option<&Sandbox>, hints: &Hints) -> Result<(), CniError> {
     let attachment =
         Attachment { network: conf.network.clone(), container: target.container, ifname: target.ifname };
-    detach(conf, &attachment)?;
+    if detach(&attachment)? {
+        release(conf, &attachment, RELEASE_PATIENCE);
+    }
     if let Some(sandbox) = sandbox {
         forget_rules(sandbox, &attachment);
     }
@@ -47,21 +49,19 @@ fn forget_rules(sandbox: &Sandbox, attachment: &Attachment) {
     }
 }
 
-/// Deletes an attachment's link, if it is there and of this attachment, and tells the daemon.
-pub(crate) fn detach(conf: &Conf, attachment: &Attachment) -> Result<(), CniError> {
+/// Deletes an attachment's link, if it is there and of this attachment. False if a link of somebody else has its name.
+pub(crate) fn detach(attachment: &Attachment) -> Result<bool, CniError> {
     let mut netlink = Netlink::open()?;
-    if let Some(link) = netlink.link_by_name(&veth_name(attachment))? {
-        if !is_of(&link, attachment) {
-            log(format_args!("link {} is not of this attachment and stays", link.name));
-            return Ok(());
-        }
-        match netlink.delete_link(link.index) {
-            Err(error) if error.errno() == Some(libc::ENODEV) => {}
-            other => other?,
-        }
+    let Some(link) = netlink.link_by_name(&veth_name(attachment))? else { return Ok(true) };
+    if !is_of(&link, attachment) {
+        log(format_args!("link {} is not of this attachment and stays", link.name));
+        return Ok(false);
     }
-    release(conf, attachment, RELEASE_PATIENCE);
-    Ok(())
+    match netlink.delete_link(link.index) {
+        Err(error) if error.errno() == Some(libc::ENODEV) => {}
+        other => other?,
+    }
+    Ok(true)
 }
 
 /// Whether a link with the derived name is the host end of this attachment. One without alias is of a plugin that was

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use wire::ipc::Attachment;
 use wire::tag::{Alias, network_hash, veth_name};
 
+use crate::add::release;
 use crate::conf::Conf;
 use crate::delegate::Delegate;
-use crate::delete::{detach, is_of};
+use crate::delete::{RELEASE_PATIENCE, detach, is_of};
 use crate::environment::{Hints, Target};
 use crate::error::{CniError, Code};
 use crate::netlink::{Link, Netlink};
@@ -18,6 +19,12 @@ use crate::version::Version;
 
 /// How long all calls of the IPAM plugin may take together.
 const DELEGATE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long telling the daemon may take, of all of them together, before one that hangs is only told and no more listened to.
+const TELLING_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Enough to tell it.
+const TELLING_LEAST: Duration = Duration::from_millis(20);
 
 /// Frees what is stale, also in the IPAM plugin, all of it even if some cannot be.
 ///
@@ -31,11 +38,19 @@ pub fn gc(conf: &Conf, hints: &Hints) -> Result<(), CniError> {
     let mut failures = Vec::new();
     let deadline = Instant::now() + DELEGATE_PATIENCE;
     let left = || deadline.saturating_duration_since(Instant::now());
+    let mut telling = TELLING_PATIENCE;
     for attachment in stale(&links, &conf.network, valid) {
-        // Not every plugin has a GC; all have a DEL.
-        let freed = detach(conf, &attachment).and_then(|()| match &delegate {
-            Some(delegate) => delegate.called_for(&attachment).call("DEL", left()).map(drop),
-            None => Ok(()),
+        let freed = detach(&attachment).and_then(|is_free| {
+            if is_free {
+                let begun = Instant::now();
+                release(conf, &attachment, RELEASE_PATIENCE.min(telling).max(TELLING_LEAST));
+                telling = telling.saturating_sub(begun.elapsed());
+            }
+            // Not every plugin has a GC; all have a DEL.
+            match &delegate {
+                Some(delegate) => delegate.called_for(&attachment).call("DEL", left()).map(drop),
+                None => Ok(()),
+            }
         });
         if let Err(error) = freed {
             failures.push(format!("{} {}: {error}", attachment.container, attachment.ifname));

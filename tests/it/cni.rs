@@ -393,6 +393,27 @@ fn add_and_del_beside_a_daemon_that_hangs_end_by_themselves() {
 }
 
 #[test]
+fn gc_beside_a_daemon_that_hangs_frees_all_that_is_stale_and_ends_by_itself() {
+    let lab = Lab::with_nodes(1);
+    let node = lab.node(1);
+    let pods: Vec<Pod> = (0..30).map(|_| node.add_pod("pod")).collect();
+    let mut gc = pods[0].cni();
+    gc.previous = None;
+    gc.config["cniVersion"] = json!("1.1.0");
+    gc.config["cni.dev/valid-attachments"] =
+        json!([{"containerID": pods[0].container_id(), "ifname": "eth0"}]);
+    node.signal_daemon(libc::SIGSTOP);
+    let begin = Instant::now();
+    done(&gc.call("GC"));
+    // A second for each would be half a minute.
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert_eq!(node.observe().links_named("ovp"), [pods[0].host_link()]);
+    assert_reachable(&node, &pods[0]);
+    node.signal_daemon(libc::SIGCONT);
+    eventually("the leases end", SOON, || node.status().leases.len() == 1);
+}
+
+#[test]
 fn add_while_the_daemon_restarts_succeeds() {
     let lab = Lab::with_nodes(1);
     let node = lab.node(1);
