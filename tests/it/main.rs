@@ -29,5 +29,6 @@ mod overlay;
 mod readme;
 mod restart;
 mod static_build;
+mod step_down;
 mod stream;
 mod tidy;

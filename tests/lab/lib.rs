@@ -31,7 +31,7 @@
 //! # What is where
 //!
 //! * [`Lab`], [`Builder`], [`NodeSpec`]: topology, MTU, offloads, families, relays, router, deadline, dump.
-//! * [`Node`]: `start_daemon`, `kill_daemon`, `restart_daemon`, `status`, `log`, `drops`, `add_pod`, `write_nodes`.
+//! * [`Node`]: `start_daemon`, `start_daemon_under` a kernel that refuses an offload, `kill_daemon`, `restart_daemon`, `status`, `log`, `drops`, `add_pod`, `write_nodes`.
 //! * [`Pod`] and [`Cni`]: the plugin as a runtime calls it, every verb, with every field to bend.
 //! * [`Host`] (what node, pod, outside and root dereference to): `command`, `serve`, `tcp`, `tcp_source`,
 //!   `tcp_upload`, `tcp_stream`, `udp`, `udp_df`, `udp_flood`, `ping`, `rtt`, `sniff`, `inject`; changes of
@@ -67,6 +67,7 @@ pub mod pod;
 pub mod process;
 #[doc(hidden)]
 pub mod protocol;
+mod refusal;
 pub mod runtime;
 pub mod suite;
 pub mod traffic;
@@ -83,6 +84,7 @@ pub use node::Node;
 pub use pod::{Cni, Pod};
 pub use process::{Command, Output, Process};
 pub use protocol::{Exit, NftChange, NftFamily};
+pub use refusal::Refusal;
 
 /// Asks again every 10 ms until the answer is yes. For conditions that no event announces.
 ///

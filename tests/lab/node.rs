@@ -13,8 +13,9 @@ use crate::host::Host;
 use crate::manifest::{Manifest, yaml};
 use crate::must;
 use crate::pod::Pod;
-use crate::process::{PATIENCE, Process, tail};
+use crate::process::{Command, PATIENCE, Process, tail};
 use crate::protocol::Exit;
+use crate::refusal::Refusal;
 
 /// Where a node keeps its copy of the Node objects.
 pub const NODES_FILE: &str = "/run/lab/nodes.yaml";
@@ -137,6 +138,20 @@ impl Node {
     /// # Errors
     /// If it cannot be started, or one already runs that the lab started.
     pub fn try_launch(&self, flags: &[&str]) -> Result<()> {
+        self.launch(flags, |command| command)
+    }
+
+    /// Starts the daemon with more flags, under a kernel that refuses this offload, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it ends or is not ready within 20 s; its log is in the message.
+    #[track_caller]
+    pub fn start_daemon_under(&self, refusal: Refusal, flags: &[&str]) {
+        must(self.launch(flags, |command| command.under(refusal)));
+        must(self.try_wait_ready());
+    }
+
+    fn launch(&self, flags: &[&str], wrap: impl FnOnce(Command) -> Command) -> Result<()> {
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
         if daemon.process.as_ref().is_some_and(Process::running) {
@@ -144,17 +159,17 @@ impl Node {
         }
         daemon.flags.clone_from(&flags);
         daemon.bury();
-        daemon.process = Some(self.command_with(daemon.by_kubeconfig).args(flags).try_spawn()?);
+        daemon.process = Some(wrap(self.command_with(daemon.by_kubeconfig).args(flags)).try_spawn()?);
         Ok(())
     }
 
     /// The daemon's command line, for tests that start it their own way.
-    pub fn daemon_command(&self) -> crate::process::Command {
+    pub fn daemon_command(&self) -> Command {
         let by_kubeconfig = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).by_kubeconfig;
         self.command_with(by_kubeconfig)
     }
 
-    fn command_with(&self, by_kubeconfig: bool) -> crate::process::Command {
+    fn command_with(&self, by_kubeconfig: bool) -> Command {
         let source = if by_kubeconfig { ["--kubeconfig", KUBECONFIG] } else { ["--nodes-file", NODES_FILE] };
         let place = ["run", "--node-name", self.name(), "--run-dir", RUN_DIR];
         self.host.command("overlayd").args(place).args(source)
@@ -304,7 +319,7 @@ impl Node {
     }
 
     /// A command of the `overlayd` program that talks to this node's daemon.
-    pub fn overlayd(&self, args: &[&str]) -> crate::process::Command {
+    pub fn overlayd(&self, args: &[&str]) -> Command {
         self.host.command("overlayd").args(args).env("OVERLAYD_RUN_DIR", RUN_DIR)
     }
 

@@ -10,6 +10,7 @@ mod ioctl;
 mod load;
 mod machine;
 mod net;
+mod refuse;
 mod rtnetlink;
 mod socket;
 mod traffic;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use tests::Refusal;
 use traffic::relay::Harm;
 use traffic::tcp::Way;
 use traffic::udp::{Fragments, Pour, Probe};
@@ -72,6 +74,12 @@ enum Tool {
         #[arg(long)]
         sysctl_net: Option<PathBuf>,
         capability: u32,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        argv: Vec<String>,
+    },
+    /// Becomes this program, under a kernel that refuses an offload.
+    Refuse {
+        refusal: Refusal,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         argv: Vec<String>,
     },
@@ -173,6 +181,7 @@ fn run(tool: Tool) -> Result<()> {
             }
             bounded(capability, &argv)
         }
+        Tool::Refuse { refusal, argv } => refuse::under(refusal, &argv),
         Tool::NftOwn { table } => firewall::own(&table),
         Tool::FirewallApply => firewall::apply(),
         Tool::FirewallDump => firewall::dump(),

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use serde::de::DeserializeOwned;
 
 use super::capture::Capture;
@@ -13,6 +14,7 @@ use super::{Output, PATIENCE, Process};
 use crate::host::Host;
 use crate::must;
 use crate::protocol::{Answer, Exit, Request, Spawn};
+use crate::refusal::Refusal;
 use crate::wire_up::receive;
 
 /// A command to run inside the lab. Made by [`Host::command`].
@@ -71,6 +73,14 @@ impl Command {
         let agent = self.host.core().binaries().agent().to_string_lossy().into_owned();
         let words = [&agent, "bounded", "--sysctl-net", net_at, &capability.to_string(), "--"];
         self.argv.splice(0..0, words.map(str::to_owned));
+        self
+    }
+
+    /// Runs it under a kernel that refuses this offload.
+    pub fn under(mut self, refusal: Refusal) -> Self {
+        let agent = self.host.core().binaries().agent().to_string_lossy().into_owned();
+        let name = refusal.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        self.argv.splice(0..0, [agent, "refuse".to_owned(), name, "--".to_owned()]);
         self
     }
 
