@@ -15,11 +15,11 @@ const ROW: f64 = 22.0;
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2330;--dim:#647084;--line:#d8dde5;--good:#0a7d4b;--bad:#b3261e;
---plain:#8a94a6;--kernel-vxlan:#2f6fde;--overlayd:#e0662a;--overlayd-other:#b79a1c;--one-packet:#8b5fc7}
+--plain:#8a94a6;--kernel-vxlan:#2f6fde;--overlayd:#e0662a;--overlayd-other:#b79a1c;--one-packet:#8b5fc7;--flannel-udp:#c2417c;--wireguard-go:#12908e}
 @media (prefers-color-scheme:dark){:root{--paper:#12161d;--ink:#e6eaf0;--dim:#9aa5b6;--line:#303846;--good:#4cc38a;--bad:#ff8a80;
---plain:#8d98ab;--kernel-vxlan:#6ea0ff;--overlayd:#ff9257;--overlayd-other:#d9c04a;--one-packet:#b592ee}}
+--plain:#8d98ab;--kernel-vxlan:#6ea0ff;--overlayd:#ff9257;--overlayd-other:#d9c04a;--one-packet:#b592ee;--flannel-udp:#f07fb0;--wireguard-go:#45c9c5}}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--dim:#444;--line:#bbb;--good:#065f38;--bad:#8c1d18;
---plain:#7a8496;--kernel-vxlan:#2459b8;--overlayd:#c4511a;--overlayd-other:#8f7810;--one-packet:#6d44a6}
+--plain:#7a8496;--kernel-vxlan:#2459b8;--overlayd:#c4511a;--overlayd-other:#8f7810;--one-packet:#6d44a6;--flannel-udp:#9c2f61;--wireguard-go:#0c6f6d}
 section,figure,table{break-inside:avoid}body{font-size:11px}details>summary{display:none}}
 *{box-sizing:border-box}body{margin:0 auto;padding:2rem 1.2rem 4rem;max-width:1100px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}h1{font-size:1.7rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.2rem;margin:2.6rem 0 .4rem;padding-top:1rem;border-top:1px solid var(--line)}
@@ -72,8 +72,8 @@ fn head(body: &mut String, report: &Report) {
     let _ = write!(
         body,
         "<h1>What the overlay costs</h1><p class=\"dim\">Linux {}, {} ({} CPUs, {:.0} GiB), {} rounds of {} s, load {:.2} at the start</p>\
-         <p>Two pods on two nodes of one machine talk to each other: by plain routes, through the kernel's vxlan, through overlayd and through a \
-         tunnel that moves one packet per system call. Bars are medians, lines show the lowest and highest round; the last column is the ratio to the \
+         <p>Two pods on two nodes of one machine talk to each other: by plain routes, through the kernel's vxlan, through overlayd and through \
+         what else there is in user space. Bars are medians, lines show the lowest and highest round; the last column is the ratio to the \
          kernel's vxlan in the same round.</p><p class=\"legend\">",
         escape(&machine.kernel),
         escape(&machine.cpu),
@@ -368,7 +368,7 @@ fn method(body: &mut String, report: &Report) {
         "<section><h2>Method</h2><p>Made by <code>{}</code> (seed {}) in {:.0} s. Nodes are network namespaces on one bridge of one machine, and share its \
          CPUs with the programs that make and take the load. All contenders stand there at the same time and are measured in turns, in an order drawn by lot in each \
          round. Bytes and packets are counted where they arrive, within a window after a warm-up. TCP uses cubic. overlayd runs with its egress \
-         rules and connection tracking; the others run on nodes without any rule.</p>\
+         rules and connection tracking, flannel with rules of its own; the others run on nodes without any rule.</p>\
          <p>* marks figures of which some rounds were disturbed: other programs took more than 5 % of a CPU, or the hypervisor more than 2 %.</p>",
         escape(&report.command),
         report.seed,

@@ -6,6 +6,7 @@
 
 mod adds;
 mod compare;
+mod flannel;
 mod gates;
 mod html;
 mod machine;
@@ -25,11 +26,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 
 use measure::{Figure, Measure, Taken};
 use report::{Cell, Metric, Missing, Report, World};
-use world::{Cast, Stage, WorldKind};
+use world::{Cast, FLANNEL, Stage, WIREGUARD, WorldKind};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -48,7 +49,7 @@ struct Arguments {
     /// Measures to take, by id or its first words: tcp, tcp_4, udp_64, paced, paced_200k, rtt, connections, idle
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Contenders besides kernel-vxlan: plain, overlayd, overlayd-other, one-packet, wireguard-go
+    /// Contenders besides kernel-vxlan: plain, overlayd, overlayd-other, one-packet, flannel-udp, wireguard-go
     #[arg(long, value_delimiter = ',')]
     contenders: Vec<String>,
     /// Rounds (default 5; 2 with --quick)
@@ -85,6 +86,9 @@ enum Tool {
     /// Configures wireguard-go; started by the bench
     #[command(hide = true)]
     Wireguard(wireguard::Configure),
+    /// Writes what flannel reads; started by the bench
+    #[command(hide = true)]
+    EtcdPut(flannel::Put),
     /// Prints and draws an earlier report again
     Show {
         /// The report.json
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.tool {
         Some(Tool::OnePacket(options)) => one_packet::run(options).map(|()| true),
         Some(Tool::Wireguard(options)) => wireguard::configure(options).map(|()| true),
+        Some(Tool::EtcdPut(options)) => flannel::put(options).map(|()| true),
         Some(Tool::Show { report }) => show(report).map(|()| true),
         None => run(&arguments),
     };
@@ -161,12 +166,15 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 fn missing(report: &Report, cast: &Cast) -> Vec<Missing> {
-    let mut missing = vec![Missing {
-        name: "flannel's udp backend".into(),
-        reason: "its build from the Go module is not part of this bench yet; one-packet has its shape".into(),
-    }];
-    if let Err(reason) = &cast.wireguard {
-        missing.push(Missing { name: "wireguard-go".into(), reason: reason.clone() });
+    let absent = [(FLANNEL, cast.flannel.as_ref().err()), (WIREGUARD, cast.wireguard.as_ref().err())];
+    let of = |(name, reason): (&str, Option<&String>)| {
+        Some(Missing { name: name.into(), reason: reason?.clone() })
+    };
+    let mut missing: Vec<Missing> = absent.into_iter().filter_map(of).collect();
+    let v6: Vec<&str> = report.worlds.iter().map(|world| world.id.as_str()).filter(|id| !is_v4(id)).collect();
+    if cast.flannel.is_ok() && !v6.is_empty() {
+        let name = format!("{FLANNEL} in {}", v6.join(" and "));
+        missing.push(Missing { name, reason: "it carries IPv4 in IPv4 only".into() });
     }
     let mut metrics = report.worlds.iter().flat_map(|world| &world.metrics);
     let is_timed = |id: &str| report.worlds.iter().any(|world| world.metric(id).is_some());
@@ -183,13 +191,21 @@ fn missing(report: &Report, cast: &Cast) -> Vec<Missing> {
     missing
 }
 
-/// The program of wireguard-go, or why it takes no part.
-fn wireguard_go(arguments: &Arguments) -> Result<PathBuf, String> {
-    let named = arguments.contenders.iter().any(|name| name == "wireguard-go");
+fn is_v4(world: &str) -> bool {
+    WorldKind::value_variants().iter().any(|kind| kind.id() == world && kind.is_v4())
+}
+
+/// What a contender needs that somebody else made, or why it takes no part.
+fn of_others<T>(
+    arguments: &Arguments,
+    contender: &str,
+    find: impl FnOnce() -> Result<T>,
+) -> Result<T, String> {
+    let named = arguments.contenders.iter().any(|name| name == contender);
     if !named && (arguments.quick || !arguments.contenders.is_empty()) {
         return Err("not asked for".to_owned());
     }
-    tests::go::program("wireguard").map_err(|why| format!("{why:#}"))
+    find().map_err(|why| format!("{why:#}"))
 }
 
 /// What to do.
@@ -240,7 +256,8 @@ impl Plan {
             })),
             seed: arguments.seed.unwrap_or_else(machine::seconds_since_1970),
             cast: Cast {
-                wireguard: wireguard_go(arguments),
+                wireguard: of_others(arguments, WIREGUARD, || tests::go::program("wireguard")),
+                flannel: of_others(arguments, FLANNEL, flannel::Programs::find),
                 only: arguments.contenders.clone(),
                 against: against.transpose()?,
                 flags: arguments.flag.clone(),

@@ -1,7 +1,8 @@
 //! The underlays that everything is measured on, and the contenders on each.
 //!
 //! Nodes 1 and 2 run overlayd as users do, with its egress rules and the connection tracking that they bring. Nodes 3 and 4 carry the others and
-//! have no netfilter rule at all: the kernel's vxlan is measured at its best. A second build of overlayd, if one is given, has nodes 5 and 6.
+//! have no netfilter rule at all: the kernel's vxlan is measured at its best. A second build of overlayd, if one is given, has nodes 5 and 6; flannel,
+//! which brings rules too, has the last two.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,12 +13,13 @@ use tests::load::LoadServer;
 use tests::{Beside, Families, Host, Lab, LinkState, Node, Offloads, Process, Way, eventually};
 
 use crate::report::{BASE, Contender};
-use crate::wireguard;
+use crate::{flannel, wireguard};
 
 /// UDP port of the one-packet tunnel: the one of flannel's `udp` backend.
 const ONE_PACKET_PORT: u16 = 8285;
 
-const WIREGUARD: &str = "wireguard-go";
+pub(crate) const WIREGUARD: &str = "wireguard-go";
+pub(crate) const FLANNEL: &str = "flannel-udp";
 
 /// An underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -53,6 +55,11 @@ impl WorldKind {
             Self::Inner6 => "L1 with IPv6 between pods",
             Self::Underlay6 => "L1 with IPv6 between nodes",
         }
+    }
+
+    /// Whether all of it is IPv4, which is what some contenders carry.
+    pub(crate) fn is_v4(self) -> bool {
+        self.pods() == Families::V4 && self.underlay() == Families::V4
     }
 
     fn mtu(self) -> u32 {
@@ -111,6 +118,8 @@ pub(crate) struct Stage {
 pub(crate) struct Cast {
     /// The program of wireguard-go, or why it takes no part.
     pub(crate) wireguard: Result<PathBuf, String>,
+    /// The programs of flannel, or why it takes no part.
+    pub(crate) flannel: Result<flannel::Programs, String>,
     /// Only these, if any are named.
     pub(crate) only: Vec<String>,
     /// Another build of overlayd.
@@ -129,11 +138,13 @@ impl Cast {
             ("overlayd", "overlayd"),
             ("overlayd-other", "overlayd, the other build or flags"),
             ("one-packet", "one packet per system call (TUN + UDP)"),
+            (FLANNEL, "flannel, its udp backend"),
             (WIREGUARD, "wireguard-go (encrypts)"),
         ];
         let wanted = |id: &str| {
             (id != "overlayd-other" || self.against.is_some())
                 && (id != WIREGUARD || self.wireguard.is_ok())
+                && (id != FLANNEL || self.flannel.is_ok())
                 && (self.only.is_empty() || id == BASE || self.only.iter().any(|only| only == id))
         };
         let contender = |(id, title): (&str, &str)| Contender { id: id.to_owned(), title: title.to_owned() };
@@ -147,17 +158,21 @@ impl Stage {
             .pods(kind.pods())
             .underlay(kind.underlay())
             .deadline(Duration::from_secs(4 * 3600));
-        let count = if cast.against.is_some() { 6 } else { 4 };
-        for _ in 0..count {
+        let others = 4 + if cast.against.is_some() { 2 } else { 0 };
+        let contenders = cast.contenders().into_iter().filter(|one| kind.is_v4() || one.id != FLANNEL);
+        let contenders: Vec<Contender> = contenders.collect();
+        let flannels = if contenders.iter().any(|one| one.id == FLANNEL) { 2 } else { 0 };
+        for _ in 0..others + flannels {
             builder = builder.node(|spec| spec.mtu(kind.mtu()).offloads(kind.offloads()));
         }
         let lab = builder.try_start()?;
         let mut ways = Vec::new();
-        for contender in cast.contenders() {
+        for contender in contenders {
             let way = match contender.id.as_str() {
                 "overlayd" => overlayd(&lab, [1, 2], None, &cast.flags),
                 "overlayd-other" => overlayd(&lab, [5, 6], cast.against.as_deref(), &cast.against_flags),
                 WIREGUARD => wireguard_go(&lab, cast, kind),
+                FLANNEL => flannel_udp(&lab, [others + 1, others + 2], cast, kind),
                 id => beside(&lab, id, kind),
             };
             ways.push(way.with_context(|| format!("{} in {}", contender.id, kind.id()))?);
@@ -263,6 +278,22 @@ fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
     let way_of_it = Way::Device(wireguard::DEVICE.into());
     let beside = Beside { name: "wg".into(), subnet: 96, families: kind.pods(), mtu, way: way_of_it };
     way(WIREGUARD, lab.add_beside(numbers, &beside)?, carriers, running)
+}
+
+/// On nodes of its own: it brings rules, as overlayd does.
+fn flannel_udp(lab: &Lab, nodes: [usize; 2], cast: &Cast, kind: WorldKind) -> Result<Route> {
+    let programs = cast.flannel.as_ref().map_err(|why| anyhow!("{why}"))?;
+    let running = flannel::start(lab, nodes, programs)?;
+    let carriers = running.iter().take(nodes.len()).map(Process::pid).collect();
+    let (name, families, mtu) = ("fl".to_owned(), kind.pods(), kind.mtu() - kind.outer());
+    let way_of_it = Way::Device(flannel::DEVICE.into());
+    let hosts =
+        lab.add_beside(nodes, &Beside { name, subnet: flannel::SUBNET, families, mtu, way: way_of_it })?;
+    let [client, server] = &hosts;
+    eventually("flannel's nodes know each other", Duration::from_secs(30), || {
+        client.ping(server.v4(), 64, 1).answered == 1
+    });
+    way(FLANNEL, hosts, carriers, running)
 }
 
 fn way(id: &str, [client, server]: [Host; 2], carriers: Vec<i32>, running: Vec<Process>) -> Result<Route> {
