@@ -83,16 +83,17 @@ fn burst_arrives(client: &Pod, server: SocketAddr) {
     assert_eq!((flood.received, flood.duplicates, flood.reordered), (BURST, 0, 0), "to {server}: {flood:?}");
 }
 
-/// What a refusing device gets from then on is single packets: it has nothing more to refuse.
+/// What the kernel gets from then on is single packets: it has nothing more to refuse.
 #[track_caller]
-fn steps_down_at_the_device(refusal: Refusal, offload: &str) {
+fn steps_down(refusal: Refusal, offload: &str, reason: &str) {
     let refused = Refused::start(refusal);
     refused.all_passes();
     let before = refused.refusals();
-    assert!(before > 0, "the way in never made a super-packet");
-    refused.is_told_once(offload, "the device refused a super-packet: Invalid argument (os error 22)");
+    assert!(before > 0, "the offload was never used");
+    refused.is_told_once(offload, reason);
     refused.all_passes();
-    assert_eq!(refused.refusals(), before);
+    // The way out tries again once a minute.
+    assert!(refused.refusals() <= before + 2, "{} after {before}", refused.refusals());
 }
 
 /// TCP would send again what was lost: what came from the peer is compared with what the device took.
@@ -114,20 +115,23 @@ fn a_refused_tcp_super_packet_reaches_the_device_whole() {
     assert!(taken() > 2 * BULK);
 }
 
+const AT_THE_DEVICE: &str = "the device refused a super-packet: Invalid argument (os error 22)";
+
 #[test]
 fn a_device_that_refuses_tcp_super_packets_costs_no_byte() {
-    steps_down_at_the_device(Refusal::Tso, "tun_tso");
+    steps_down(Refusal::Tso, "tun_tso", AT_THE_DEVICE);
 }
 
 #[test]
 fn a_device_that_refuses_udp_super_packets_costs_no_datagram() {
-    steps_down_at_the_device(Refusal::Uso, "tun_uso");
+    steps_down(Refusal::Uso, "tun_uso", AT_THE_DEVICE);
 }
 
 #[test]
 fn a_link_that_refuses_segmentation_costs_no_packet() {
-    let refused = Refused::start(Refusal::UdpSegment);
-    refused.all_passes();
-    assert!(refused.refusals() > 0, "the way out never sent a batch");
-    refused.is_told_once("udp_segment", "the kernel refused a batch: Input/output error (os error 5)");
+    steps_down(
+        Refusal::UdpSegment,
+        "udp_segment",
+        "the kernel refused a batch: Input/output error (os error 5)",
+    );
 }

@@ -120,11 +120,21 @@ impl Senders {
                 return sent;
             }
         }
+        self.send_singly(socket, &to, batch, sent)
+    }
+
+    /// Sends the datagrams of a batch one by one.
+    pub(super) fn send_each(&self, batch: &Datagrams<'_>) -> Sent {
+        let to = SockAddr::from(SocketAddr::new(batch.to, self.port));
+        self.send_singly(&self.pool[batch.port_slot % SOURCE_PORTS], &to, batch, Sent::default())
+    }
+
+    fn send_singly(&self, socket: &Socket, to: &SockAddr, batch: &Datagrams<'_>, mut sent: Sent) -> Sent {
         for datagram in batch.bytes.chunks(batch.segment) {
-            let mut outcome = self.attempt(socket, &to, batch, datagram);
+            let mut outcome = self.attempt(socket, to, batch, datagram);
             if matches!(&outcome, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE)) {
                 sent.too_big = true;
-                outcome = self.attempt(&self.spare, &to, batch, datagram);
+                outcome = self.attempt(&self.spare, to, batch, datagram);
             }
             if let Err(error) = outcome {
                 let lost = sent.lost.map_or(0, |(_, lost)| lost);
@@ -373,6 +383,17 @@ mod tests {
 
         assert_eq!(sent, Sent { unsegmented: Some(libc::EINVAL), ..Sent::default() });
         let expected: Vec<Vec<u8>> = bytes.chunks(4).map(<[u8]>::to_vec).collect();
+        assert_eq!(arrived(&receiver), expected);
+    }
+
+    #[test]
+    fn datagrams_that_leave_one_by_one_arrive_in_order() {
+        let (receiver, senders) = pair();
+        let bytes: Vec<u8> = (0..95).collect();
+
+        assert_eq!(senders.send_each(&batch(&bytes, 10)), Sent::default());
+
+        let expected: Vec<Vec<u8>> = bytes.chunks(10).map(<[u8]>::to_vec).collect();
         assert_eq!(arrived(&receiver), expected);
     }
 

@@ -34,6 +34,12 @@ const MTU_EVERY_MS: u64 = 10_000;
 /// Failed receives in a row after which a worker gives up: the socket is not coming back.
 const RECEIVE_ERRORS: u32 = 1000;
 
+/// How long a narrow path is not reported again.
+const NARROW_FOR_MS: u64 = 1000;
+
+/// How long nothing is segmented towards a peer after the kernel refused to; then the way to it may be another.
+const UNSEGMENTED_FOR_MS: u64 = 60_000;
+
 const STOP: u64 = 0;
 const TUN: u64 = 1;
 const UDP: u64 = 2;
@@ -60,7 +66,8 @@ pub(super) fn run(parts: Parts) -> io::Result<()> {
     epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
     let mut outlet = Outlet {
         senders: Vec::new(),
-        narrow: Narrow::default(),
+        narrow: Recent::new(NARROW_FOR_MS),
+        unsegmented: Recent::new(UNSEGMENTED_FOR_MS),
         index,
         now_ms: 0,
         shared: Arc::clone(&shared),
@@ -228,7 +235,10 @@ impl Worker<'_> {
 struct Outlet {
     /// Whether IPv4, and the senders.
     senders: Vec<(bool, Arc<Senders>)>,
-    narrow: Narrow,
+    /// Peers whose narrow path was reported lately: each once while the route's MTU is on its way.
+    narrow: Recent,
+    /// Peers towards which the kernel segments nothing.
+    unsegmented: Recent,
     index: usize,
     now_ms: u64,
     shared: Arc<Shared>,
@@ -242,17 +252,25 @@ impl Outlet {
             self.drops().add(DropReason::SendFailed, batch.packets);
             return;
         };
-        let sent = senders.send(batch);
+        let sent = if self.unsegmented.holds(batch.to, self.now_ms) {
+            senders.send_each(batch)
+        } else {
+            senders.send(batch)
+        };
         if let Some((reason, packets)) = sent.lost {
             self.drops().add(reason, packets);
         }
-        if sent.too_big
-            && self.narrow.due(batch.to, self.now_ms)
-            && let Ok(mtu) = senders.path_mtu(batch.to)
-        {
-            (self.shared.notify)(Event::PathMtu { underlay: batch.to, mtu });
+        if sent.too_big && !self.narrow.holds(batch.to, self.now_ms) {
+            self.narrow.note(batch.to, self.now_ms);
+            if let Ok(mtu) = senders.path_mtu(batch.to) {
+                (self.shared.notify)(Event::PathMtu { underlay: batch.to, mtu });
+            }
         }
         if let Some(errno) = sent.unsegmented {
+            // A narrow path may be why, and passes.
+            if !sent.too_big {
+                self.unsegmented.note(batch.to, self.now_ms);
+            }
             self.shared.step_down("udp_segment", "the kernel refused a batch", errno);
         }
     }
@@ -262,26 +280,29 @@ impl Outlet {
     }
 }
 
-/// Peers whose narrow path was reported lately: each once a second, while the route's MTU is on its way.
-#[derive(Default)]
-struct Narrow {
-    reported: [Option<(IpAddr, u64)>; 16],
+/// Peers with which something was the matter lately; of many at a time some are forgotten early.
+struct Recent {
+    span_ms: u64,
+    noted: [Option<(IpAddr, u64)>; 16],
     next: usize,
 }
 
-impl Narrow {
-    fn due(&mut self, peer: IpAddr, now_ms: u64) -> bool {
-        let known = self.reported.iter_mut().flatten().find(|(reported, _)| *reported == peer);
-        if let Some((_, at)) = known {
-            let due = now_ms >= *at + 1000;
-            if due {
-                *at = now_ms;
-            }
-            return due;
+impl Recent {
+    fn new(span_ms: u64) -> Self {
+        Self { span_ms, noted: [None; 16], next: 0 }
+    }
+
+    fn holds(&self, peer: IpAddr, now_ms: u64) -> bool {
+        self.noted.iter().flatten().any(|(noted, at)| *noted == peer && now_ms < *at + self.span_ms)
+    }
+
+    fn note(&mut self, peer: IpAddr, now_ms: u64) {
+        let known = self.noted.iter().position(|entry| entry.is_some_and(|(noted, _)| noted == peer));
+        let at = known.unwrap_or(self.next);
+        if known.is_none() {
+            self.next = (self.next + 1) % self.noted.len();
         }
-        self.reported[self.next] = Some((peer, now_ms));
-        self.next = (self.next + 1) % self.reported.len();
-        true
+        self.noted[at] = Some((peer, now_ms));
     }
 }
 
@@ -380,15 +401,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_narrow_path_is_reported_once_a_second_per_peer() {
-        let mut narrow = Narrow::default();
+    fn what_was_the_matter_with_a_peer_is_forgotten_in_time() {
+        let mut recent = Recent::new(1000);
         let [one, other] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
+        assert!(!recent.holds(one, 0));
 
-        assert!(narrow.due(one, 0));
-        assert!(narrow.due(other, 10));
-        assert!(!narrow.due(one, 999));
-        assert!(narrow.due(one, 1000));
-        assert!(!narrow.due(other, 1001));
+        recent.note(one, 0);
+        recent.note(other, 10);
+
+        assert!(recent.holds(one, 999));
+        assert!(!recent.holds(one, 1000));
+        assert!(recent.holds(other, 1000));
+        recent.note(one, 1000);
+        assert!(recent.holds(one, 1999));
+        assert_eq!(recent.noted.iter().flatten().count(), 2);
     }
 
     #[test]
