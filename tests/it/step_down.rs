@@ -127,6 +127,18 @@ fn a_device_that_refuses_udp_super_packets_costs_no_datagram() {
     steps_down(Refusal::Uso, "tun_uso", AT_THE_DEVICE);
 }
 
+/// It is not tried with what it did not offer.
+#[test]
+fn a_kernel_that_offers_no_udp_super_packets_gets_none() {
+    let refused = Refused::start(Refusal::UsoUnknown);
+    assert_eq!(refused.refusals(), 1, "the daemon asked, and took no for an answer");
+    refused.all_passes();
+    assert_eq!(refused.refusals(), 1);
+    let node = refused.node();
+    assert_eq!(node.status().offloads["tun_uso"], "off: this kernel does not offer it");
+    assert!(!node.log().contains("an offload is off"), "{}", node.log());
+}
+
 #[test]
 fn a_link_that_refuses_segmentation_costs_no_packet() {
     steps_down(

@@ -1,4 +1,4 @@
-//! Offloads that a kernel may refuse at run time, though it offered them.
+//! Offloads that a kernel may refuse.
 
 use clap::ValueEnum;
 
@@ -7,8 +7,10 @@ use clap::ValueEnum;
 pub enum Refusal {
     /// TCP super-packets written to a TUN device.
     Tso,
-    /// UDP super-packets written to a TUN device, which kernels before 6.2 know nothing of.
+    /// UDP super-packets written to a TUN device.
     Uso,
+    /// Those, and to offer them: they are news of kernel 6.2.
+    UsoUnknown,
     /// Messages to be cut into datagrams, as a link without checksum offload refuses them.
     UdpSegment,
 }
@@ -18,7 +20,7 @@ impl Refusal {
     #[must_use]
     pub fn errno(self) -> i32 {
         match self {
-            Self::Tso | Self::Uso => libc::EINVAL,
+            Self::Tso | Self::Uso | Self::UsoUnknown => libc::EINVAL,
             Self::UdpSegment => libc::EIO,
         }
     }
@@ -28,7 +30,7 @@ impl Refusal {
     pub fn words(self) -> &'static str {
         match self {
             Self::Tso => "refused a TCP super-packet",
-            Self::Uso => "refused a UDP super-packet",
+            Self::Uso | Self::UsoUnknown => "refused a UDP super-packet",
             Self::UdpSegment => "refused to cut a message",
         }
     }

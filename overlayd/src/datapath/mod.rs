@@ -112,6 +112,12 @@ struct Shared {
 }
 
 impl Shared {
+    /// Whether this offload is on.
+    fn has(&self, offload: &str) -> bool {
+        let offloads = self.offloads.lock().unwrap_or_else(PoisonError::into_inner);
+        offloads.get(offload).is_some_and(|state| state == "on")
+    }
+
     /// Notes that an offload was refused, and tells control the first time.
     fn step_down(&self, offload: &str, what: &str, errno: i32) {
         let reason = format!("{what}: {}", io::Error::from_raw_os_error(errno));

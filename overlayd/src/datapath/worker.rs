@@ -91,6 +91,8 @@ pub(super) fn run(parts: Parts) -> io::Result<()> {
     };
     worker.egress.set_tunnel_port(port);
     worker.ingress.set_tunnel_port(port);
+    worker.ingress.set_tso(shared.has("tun_tso"));
+    worker.ingress.set_uso(shared.has("tun_uso"));
     if let Some(most) = worker.outlet.senders.iter().map(|(_, senders)| senders.segments_max()).min() {
         worker.egress.set_segments_max(most);
     }

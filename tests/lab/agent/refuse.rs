@@ -21,10 +21,10 @@ use wire::packet::{GsoKind, VNET_LEN, VirtioNetHdr};
 /// `AUDIT_ARCH_*` of `linux/audit.h`.
 const ARCHITECTURE: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
 
-/// Offsets in `struct seccomp_data`; of the third argument the lower half (little endian).
+/// Offsets in `struct seccomp_data`; of an argument the lower half comes first (little endian).
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
-const THIRD: u32 = 16 + 2 * 8;
+const ARGUMENTS: u32 = 16;
 
 /// No frame of a TUN device is shorter: virtio-net header and IPv4 header.
 const SHORTEST: u32 = VNET_LEN as u32 + 20;
@@ -69,21 +69,27 @@ fn install(refusal: Refusal) -> io::Result<OwnedFd> {
         (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
     let at_least = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
     let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (number, least) = match refusal {
-        Refusal::Tso | Refusal::Uso => (libc::SYS_write, SHORTEST),
-        // The third argument is flags: any.
-        Refusal::UdpSegment => (libc::SYS_sendmsg, 0),
+    let end = |action: u32| step(libc::BPF_RET | libc::BPF_K, action, 0, 0);
+    // Which calls might: a number, an argument, and what is to be true of it.
+    let write = (libc::SYS_write, 2, at_least, SHORTEST);
+    let suspects = match refusal {
+        Refusal::Tso | Refusal::Uso => vec![write],
+        Refusal::UsoUnknown => vec![write, (libc::SYS_ioctl, 1, equal, libc::TUNSETOFFLOAD as u32)],
+        // Any flags.
+        Refusal::UdpSegment => vec![(libc::SYS_sendmsg, 2, at_least, 0)],
     };
-    let filter = [
-        step(load, ARCH, 0, 0),
-        step(equal, ARCHITECTURE, 0, 4),
-        step(load, NUMBER, 0, 0),
-        step(equal, number as u32, 0, 2),
-        step(load, THIRD, 0, 0),
-        step(at_least, least, 1, 0),
-        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
-        step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF, 0, 0),
-    ];
+    let mut filter =
+        vec![step(load, ARCH, 0, 0), step(equal, ARCHITECTURE, 1, 0), end(libc::SECCOMP_RET_ALLOW)];
+    for (number, argument, test, value) in suspects {
+        filter.extend([
+            step(load, NUMBER, 0, 0),
+            step(equal, number as u32, 0, 3),
+            step(load, ARGUMENTS + 8 * argument, 0, 0),
+            step(test, value, 0, 1),
+            end(libc::SECCOMP_RET_USER_NOTIF),
+        ]);
+    }
+    filter.push(end(libc::SECCOMP_RET_ALLOW));
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
     // SAFETY: the kernel copies the program, which is as long as it says, within the call.
@@ -121,6 +127,7 @@ fn listen(listener: &OwnedFd, refusal: Refusal) -> Result<()> {
 /// A call that waits.
 struct Call {
     id: u64,
+    number: i64,
     process: Pid,
     arguments: [u64; 6],
 }
@@ -134,6 +141,7 @@ fn next(listener: &OwnedFd) -> io::Result<Option<Call>> {
     match Errno::result(result) {
         Ok(_) => Ok(Some(Call {
             id: asked.id,
+            number: asked.data.nr.into(),
             process: Pid::from_raw(asked.pid.cast_signed()),
             arguments: asked.data.args,
         })),
@@ -162,11 +170,16 @@ fn answer(listener: &OwnedFd, id: u64, failure: Option<i32>) -> io::Result<()> {
 impl Call {
     fn uses(&self, refusal: Refusal) -> bool {
         match refusal {
-            Refusal::Tso | Refusal::Uso => self.written_to_tun().is_some_and(|kind| match kind {
-                GsoKind::Tcp4 | GsoKind::Tcp6 => refusal == Refusal::Tso,
-                GsoKind::Udp => refusal == Refusal::Uso,
-                GsoKind::None => false,
-            }),
+            Refusal::UsoUnknown if self.number == libc::SYS_ioctl => {
+                self.arguments[2] & u64::from(libc::TUN_F_USO4 | libc::TUN_F_USO6) != 0
+            }
+            Refusal::Tso | Refusal::Uso | Refusal::UsoUnknown => {
+                self.written_to_tun().is_some_and(|kind| match kind {
+                    GsoKind::Tcp4 | GsoKind::Tcp6 => refusal == Refusal::Tso,
+                    GsoKind::Udp => refusal != Refusal::Tso,
+                    GsoKind::None => false,
+                })
+            }
             Refusal::UdpSegment => self.asks_for_segments().unwrap_or(false),
         }
     }
