@@ -32,8 +32,8 @@ const LARGE: usize = 500;
 /// A round without any cause, should a notification ever be lost.
 const RESYNC: Duration = Duration::from_secs(30);
 
-/// Such rounds take at most this part of the time: with thousands of nodes a read takes tens of milliseconds.
-const RESYNC_SHARE: u32 = 1000;
+/// Such rounds take at most one part in so many of the time: with thousands of nodes a read takes tens of milliseconds.
+const RESYNC_SHARE: u32 = 2000;
 
 /// Kernel sockets, the last observation, and when the next round is due.
 pub(super) struct Reconciler {

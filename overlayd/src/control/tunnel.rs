@@ -210,6 +210,7 @@ impl Control {
                 // It made or opened the device.
                 self.reconciler.observation_is_stale();
                 self.reconciler.mark("the datapath was started");
+                self.time_news();
             }
             Err(error) => {
                 let failure = self.explain(&error);

@@ -228,7 +228,8 @@ impl SilenceWatch {
         &mut self,
         traffic: PeerTraffic,
         now: Duration,
-        (port, underlay): (u16, &str),
+        port: u16,
+        underlay: impl FnOnce() -> String,
     ) -> Option<String> {
         let sent = traffic.tx.packets.saturating_sub(self.seen.tx.packets);
         let received = traffic.rx.packets.saturating_sub(self.seen.rx.packets);
@@ -242,9 +243,10 @@ impl SilenceWatch {
         };
         if at(traffic.tx.last_ms).is_some_and(|last| self.unanswered.lasts(last, now)) {
             return Some(format!(
-                "tx {} packets, {}: is UDP {port} from {underlay} blocked on the way?",
+                "tx {} packets, {}: is UDP {port} from {} blocked on the way?",
                 traffic.tx.packets,
                 silent(traffic.rx.last_ms, "received"),
+                underlay(),
             ));
         }
         if at(traffic.rx.last_ms).is_some_and(|last| self.unreturned.lasts(last, now)) {
@@ -276,7 +278,11 @@ mod tests {
     use super::super::table::Traffic;
     use super::*;
 
-    const PEER: (u16, &str) = (8472, "192.0.2.7");
+    const PORT: u16 = 8472;
+
+    fn underlay() -> String {
+        "192.0.2.7".to_owned()
+    }
 
     fn traffic(tx: (u64, Option<u64>), rx: (u64, Option<u64>)) -> PeerTraffic {
         let side = |(packets, last_ms)| Traffic { packets, last_ms, ..Traffic::default() };
@@ -290,8 +296,8 @@ mod tests {
     #[test]
     fn a_peer_that_never_answers_is_named_with_port_and_address() {
         let mut watch = SilenceWatch::default();
-        assert_eq!(watch.observe(traffic((4, Some(1_000)), (0, None)), at(1), PEER), None);
-        let words = watch.observe(traffic((1200, Some(40_000)), (0, None)), at(41), PEER);
+        assert_eq!(watch.observe(traffic((4, Some(1_000)), (0, None)), at(1), PORT, underlay), None);
+        let words = watch.observe(traffic((1200, Some(40_000)), (0, None)), at(41), PORT, underlay);
         assert_eq!(
             words.as_deref(),
             Some("tx 1200 packets, nothing ever received: is UDP 8472 from 192.0.2.7 blocked on the way?")
@@ -301,9 +307,9 @@ mod tests {
     #[test]
     fn a_peer_that_fell_silent_is_told_with_the_time_since() {
         let mut watch = SilenceWatch::default();
-        watch.observe(traffic((10, Some(1_000)), (10, Some(1_000))), at(1), PEER);
-        watch.observe(traffic((20, Some(2_000)), (10, Some(1_000))), at(2), PEER);
-        let words = watch.observe(traffic((30, Some(41_000)), (10, Some(1_000))), at(41), PEER);
+        watch.observe(traffic((10, Some(1_000)), (10, Some(1_000))), at(1), PORT, underlay);
+        watch.observe(traffic((20, Some(2_000)), (10, Some(1_000))), at(2), PORT, underlay);
+        let words = watch.observe(traffic((30, Some(41_000)), (10, Some(1_000))), at(41), PORT, underlay);
         assert_eq!(
             words.as_deref(),
             Some("tx 30 packets, nothing received for 40 s: is UDP 8472 from 192.0.2.7 blocked on the way?")
@@ -315,38 +321,41 @@ mod tests {
         let mut watch = SilenceWatch::default();
         for second in 1..100 {
             let now = traffic((second * 10, Some(second * 1_000)), (second * 10, Some(second * 1_000)));
-            assert_eq!(watch.observe(now, at(second), PEER), None);
+            assert_eq!(watch.observe(now, at(second), PORT, underlay), None);
         }
     }
 
     #[test]
     fn an_idle_peer_is_no_trouble() {
         let mut watch = SilenceWatch::default();
-        watch.observe(traffic((50, Some(1_000)), (0, None)), at(1), PEER);
-        assert!(watch.observe(traffic((50, Some(1_000)), (0, None)), at(20), PEER).is_some());
-        assert_eq!(watch.observe(traffic((50, Some(1_000)), (0, None)), at(60), PEER), None);
+        watch.observe(traffic((50, Some(1_000)), (0, None)), at(1), PORT, underlay);
+        assert!(watch.observe(traffic((50, Some(1_000)), (0, None)), at(20), PORT, underlay).is_some());
+        assert_eq!(watch.observe(traffic((50, Some(1_000)), (0, None)), at(60), PORT, underlay), None);
     }
 
     #[test]
     fn one_unanswered_datagram_is_no_trouble() {
         let mut watch = SilenceWatch::default();
-        watch.observe(traffic((1, Some(1_000)), (0, None)), at(1), PEER);
-        assert_eq!(watch.observe(traffic((1, Some(1_000)), (0, None)), at(20), PEER), None);
+        watch.observe(traffic((1, Some(1_000)), (0, None)), at(1), PORT, underlay);
+        assert_eq!(watch.observe(traffic((1, Some(1_000)), (0, None)), at(20), PORT, underlay), None);
     }
 
     #[test]
     fn an_answer_ends_the_trouble() {
         let mut watch = SilenceWatch::default();
-        watch.observe(traffic((50, Some(1_000)), (0, None)), at(1), PEER);
-        assert!(watch.observe(traffic((60, Some(10_000)), (0, None)), at(10), PEER).is_some());
-        assert_eq!(watch.observe(traffic((61, Some(11_000)), (1, Some(11_000))), at(11), PEER), None);
+        watch.observe(traffic((50, Some(1_000)), (0, None)), at(1), PORT, underlay);
+        assert!(watch.observe(traffic((60, Some(10_000)), (0, None)), at(10), PORT, underlay).is_some());
+        assert_eq!(
+            watch.observe(traffic((61, Some(11_000)), (1, Some(11_000))), at(11), PORT, underlay),
+            None
+        );
     }
 
     #[test]
     fn a_node_that_only_receives_is_told_to_look_at_itself() {
         let mut watch = SilenceWatch::default();
-        watch.observe(traffic((0, None), (5, Some(1_000))), at(1), PEER);
-        let words = watch.observe(traffic((0, None), (9, Some(9_000))), at(9), PEER).unwrap();
+        watch.observe(traffic((0, None), (5, Some(1_000))), at(1), PORT, underlay);
+        let words = watch.observe(traffic((0, None), (9, Some(9_000))), at(9), PORT, underlay).unwrap();
         assert!(words.starts_with("rx 9 packets, nothing ever sent"), "{words}");
     }
 
