@@ -17,6 +17,7 @@ pub(super) struct Spin {
     credit: u8,
     skipped: u8,
     resting: Option<Instant>,
+    rest: Duration,
 }
 
 /// Attempts in vain before a worker gives up polling.
@@ -26,13 +27,15 @@ const PROBE_EVERY: u8 = 16;
 /// A yield that took longer gave the CPU to somebody who had work for it, not only an answer: a slice is 3 ms by default
 /// (`sysctl_sched_base_slice` in kernel/sched/fair.c), a round trip's share some 20 us.
 const CONTENDED: Duration = Duration::from_micros(500);
-/// How long a worker then goes without polling: one lost slice in so much time.
-const REST: Duration = Duration::from_millis(250);
+/// How long a worker goes without polling after one such yield: a moment's neighbour is soon gone. Each further one doubles it.
+const REST_MIN: Duration = Duration::from_millis(4);
+/// The longest rest: where others want the CPU all the time, one slice is lost in so much time.
+const REST_MAX: Duration = Duration::from_millis(250);
 
 impl Spin {
     /// Polls for at most `limit` after each piece of work; zero never polls.
     pub(super) fn new(limit: Duration) -> Self {
-        Self { limit, until: None, credit: CREDIT, skipped: 0, resting: None }
+        Self { limit, until: None, credit: CREDIT, skipped: 0, resting: None, rest: REST_MIN }
     }
 
     /// Work was found: it counts as a success if this was polling, and polling may start anew.
@@ -58,10 +61,14 @@ impl Spin {
 
     /// The CPU was yielded from `before` to `now`.
     pub(super) fn yielded(&mut self, before: Instant, now: Instant) {
-        if now.saturating_duration_since(before) > CONTENDED {
-            self.until = None;
-            self.resting = Some(now + REST);
+        if now.saturating_duration_since(before) <= CONTENDED {
+            return;
         }
+        self.until = None;
+        // Polling that went well for longer than the last rest ends a series.
+        let went_well = self.resting.is_none_or(|until| now.saturating_duration_since(until) > self.rest);
+        self.rest = if went_well { REST_MIN } else { (self.rest * 2).min(REST_MAX) };
+        self.resting = Some(now + self.rest);
     }
 
     fn worth_it(&mut self, now: Instant) -> bool {
@@ -130,9 +137,27 @@ mod tests {
         spin.worked(lost);
         assert!(!spin.polls(lost));
 
-        let later = lost + REST;
+        let later = lost + REST_MIN;
         spin.worked(later);
         assert!(spin.polls(later));
+    }
+
+    #[test]
+    fn rests_grow_while_others_want_the_cpu_and_shrink_when_they_are_gone() {
+        let (mut spin, slice) = (Spin::new(LIMIT), Duration::from_millis(3));
+        let mut now = Instant::now();
+        let mut contend = |spin: &mut Spin| {
+            spin.yielded(now, now + slice);
+            now += slice;
+            let rest = spin.rest;
+            now += rest;
+            rest
+        };
+        let rests: Vec<Duration> = (0..10).map(|_| contend(&mut spin)).collect();
+        assert_eq!((rests[0], rests[1], rests[9]), (REST_MIN, REST_MIN * 2, REST_MAX));
+        let lost = now + REST_MAX * 2;
+        spin.yielded(lost, lost + slice);
+        assert_eq!(spin.rest, REST_MIN);
     }
 
     #[test]
