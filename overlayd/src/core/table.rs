@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, MacAddr};
 
 pub use self::counters::{CounterBook, PeerCounters, PeerTraffic, Traffic};
-use self::prefixes::{Map, Prefixes};
+use self::prefixes::{Map, Prefixes, repoint};
 use super::cluster::{Own, Peer, PeerChange};
 
 /// The table.
@@ -110,36 +110,32 @@ impl Table {
     /// Takes the path to this underlay address out; the last one takes its place.
     fn remove_path(&mut self, underlay: IpAddr) {
         let index = match underlay {
-            IpAddr::V4(v4) => self.sources_v4.remove(&v4.to_bits()),
-            IpAddr::V6(v6) => self.sources_v6.remove(&v6.to_bits()),
+            IpAddr::V4(v4) => self.sources_v4.get(&v4.to_bits()),
+            IpAddr::V6(v6) => self.sources_v6.get(&v6.to_bits()),
         };
-        let Some(index) = index else { return };
-        let path = self.paths.swap_remove(index as usize);
+        let Some(index) = index.copied() else { return };
+        let gone = self.paths.swap_remove(index as usize);
+        self.repoint(&gone, index, None);
+        if let Some(moved) = self.paths.get(index as usize).cloned() {
+            self.repoint(&moved, self.paths.len() as u32, Some(index));
+        }
+    }
+
+    /// Makes what leads to this path, which stood at `from`, lead to `to`, or nowhere.
+    fn repoint(&mut self, path: &Path, from: u32, to: Option<u32>) {
         for cidr in path.pod_cidrs.iter() {
             match cidr {
                 IpNet::V4(net) => {
-                    self.destinations_v4.remove(net.network().to_bits(), net.prefix_len(), index);
+                    self.destinations_v4.repoint(net.network().to_bits(), net.prefix_len(), from, to);
                 }
                 IpNet::V6(net) => {
-                    self.destinations_v6.remove(net.network().to_bits(), net.prefix_len(), index);
+                    self.destinations_v6.repoint(net.network().to_bits(), net.prefix_len(), from, to);
                 }
             }
         }
-        let Some(moved) = self.paths.get(index as usize) else { return };
-        let from = self.paths.len() as u32;
-        for cidr in moved.pod_cidrs.iter() {
-            match cidr {
-                IpNet::V4(net) => {
-                    self.destinations_v4.rename(net.network().to_bits(), net.prefix_len(), from, index);
-                }
-                IpNet::V6(net) => {
-                    self.destinations_v6.rename(net.network().to_bits(), net.prefix_len(), from, index);
-                }
-            }
-        }
-        match moved.underlay {
-            IpAddr::V4(v4) => rename(self.sources_v4.get_mut(&v4.to_bits()), from, index),
-            IpAddr::V6(v6) => rename(self.sources_v6.get_mut(&v6.to_bits()), from, index),
+        match path.underlay {
+            IpAddr::V4(v4) => repoint(&mut self.sources_v4, v4.to_bits(), from, to),
+            IpAddr::V6(v6) => repoint(&mut self.sources_v6, v6.to_bits(), from, to),
         }
     }
 
@@ -229,13 +225,6 @@ impl Table {
             IpAddr::V4(v4) => self.own.underlay_v4 == Some(v4),
             IpAddr::V6(v6) => self.own.underlay_v6 == Some(v6),
         }
-    }
-}
-
-/// Makes an entry that leads from the place `from` lead to `to`.
-fn rename(entry: Option<&mut u32>, from: u32, to: u32) {
-    if let Some(index) = entry.filter(|index| **index == from) {
-        *index = to;
     }
 }
 

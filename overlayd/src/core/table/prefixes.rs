@@ -1,6 +1,7 @@
 //! Addresses and prefixes as hash maps.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use wire::packet::mix;
@@ -31,28 +32,31 @@ impl<A: Address> Prefixes<A> {
         self.lengths[at].2.entry(network).or_insert(index);
     }
 
-    /// Takes out a prefix that leads to this place.
-    pub(super) fn remove(&mut self, network: A, length: u8, index: u32) {
+    /// Makes a prefix that leads to the place `from` lead to `to`, or takes it out.
+    pub(super) fn repoint(&mut self, network: A, length: u8, from: u32, to: Option<u32>) {
         let Ok(at) = self.lengths.binary_search_by(|(have, _, _)| length.cmp(have)) else { return };
         let map = &mut self.lengths[at].2;
-        if map.get(&network) == Some(&index) {
-            map.remove(&network);
-        }
+        repoint(map, network, from, to);
         if map.is_empty() {
             self.lengths.remove(at);
-        }
-    }
-
-    /// Makes a prefix that leads to the place `from` lead to `to`.
-    pub(super) fn rename(&mut self, network: A, length: u8, from: u32, to: u32) {
-        if let Ok(at) = self.lengths.binary_search_by(|(have, _, _)| length.cmp(have)) {
-            super::rename(self.lengths[at].2.get_mut(&network), from, to);
         }
     }
 
     #[inline]
     pub(super) fn longest(&self, address: A) -> Option<u32> {
         self.lengths.iter().find_map(|(_, mask, map)| map.get(&address.and(*mask))).copied()
+    }
+}
+
+/// Makes an entry that leads to the place `from` lead to `to`, or takes it out.
+pub(super) fn repoint<K: Eq + Hash>(map: &mut Map<K, u32>, key: K, from: u32, to: Option<u32>) {
+    if let Entry::Occupied(mut entry) = map.entry(key)
+        && *entry.get() == from
+    {
+        match to {
+            Some(to) => _ = entry.insert(to),
+            None => _ = entry.remove(),
+        }
     }
 }
 
