@@ -29,7 +29,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
-use crate::core::cluster::{Book, Refusal};
+use crate::core::cluster::Book;
 use crate::core::config::Config;
 use crate::core::conflist::ConflistStatus;
 use crate::core::leases::Leases;
@@ -215,7 +215,6 @@ struct Control {
     source: source::Source,
     outbox: source::Outbox,
     book: Book,
-    told_refusals: BTreeSet<Refusal>,
     told_conflicts: Vec<ConflictStatus>,
     leases: Option<Leases>,
     /// When the first news came that the datapath does not know yet.
@@ -248,7 +247,6 @@ impl Control {
             config,
             epoch,
             book: Book::default(),
-            told_refusals: BTreeSet::new(),
             told_conflicts: Vec::new(),
             leases: None,
             news_since: None,
@@ -313,9 +311,7 @@ impl Control {
     /// Brings what is believed in step with the Nodes.
     fn derive_cluster(&mut self) {
         let change = self.book.derive(&self.config);
-        if change.refused {
-            self.tell_refusals();
-        }
+        self.tell_refusals(&change.refused);
         let cluster = self.book.cluster();
         if let Some(problem) = cluster.own_problem.as_ref().filter(|_| change.own) {
             tracing::warn!(%problem, "our own node cannot serve");

@@ -275,17 +275,14 @@ impl Control {
     }
 
     /// Tells of refusals that are new.
-    pub(super) fn tell_refusals(&mut self) {
-        let refusals: BTreeSet<Refusal> = self.book.cluster().refused.iter().cloned().collect();
-        let new: Vec<Refusal> = refusals.difference(&self.told_refusals).cloned().collect();
-        for refusal in new {
-            tracing::warn!(node = %refusal.node, reason = %refusal.reason, "node refused");
-            if speaks(&self.config.node_name, &refusal.node, self.book.len()) {
-                let reason = if refusal.is_conflict { Reason::AddressConflict } else { Reason::PeerRefused };
-                self.tell(reason, format!("Node {} {}", refusal.node, refusal.reason));
+    pub(super) fn tell_refusals(&mut self, new: &[Refusal]) {
+        for Refusal { node, reason, is_conflict } in new {
+            tracing::warn!(%node, %reason, "node refused");
+            if speaks(&self.config.node_name, node, self.book.len()) {
+                let kind = if *is_conflict { Reason::AddressConflict } else { Reason::PeerRefused };
+                self.tell(kind, format!("Node {node} {reason}"));
             }
         }
-        self.told_refusals = refusals;
     }
 }
 

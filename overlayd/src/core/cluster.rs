@@ -57,8 +57,8 @@ pub struct Change {
     pub own: bool,
     /// The peers that came, changed or went.
     pub peers: Vec<PeerChange>,
-    /// Whether other Nodes are refused, or for other reasons.
-    pub refused: bool,
+    /// What is refused that was not before.
+    pub refused: Vec<Refusal>,
 }
 
 impl Change {

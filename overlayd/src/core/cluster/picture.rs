@@ -91,10 +91,10 @@ impl Picture {
         news.dedup();
         let known: Vec<Refusal> =
             refused.extract_if(.., |refusal| changed.contains_key(&refusal.node)).collect();
-        let differ = known != news;
+        let fresh = news.iter().filter(|refusal| known.binary_search(refusal).is_err()).cloned().collect();
         refused.extend(news);
         refused.sort();
-        Some(Change { own: false, peers: changes, refused: differ })
+        Some(Change { own: false, peers: changes, refused: fresh })
     }
 
     /// What is new in this picture.
@@ -103,7 +103,12 @@ impl Picture {
         Change {
             own: (&old.own, &old.own_problem) != (&new.own, &new.own_problem),
             peers: differences(old.peers, &new.peers),
-            refused: old.refused != new.refused,
+            refused: new
+                .refused
+                .iter()
+                .filter(|refusal| old.refused.binary_search(refusal).is_err())
+                .cloned()
+                .collect(),
         }
     }
 }
