@@ -76,10 +76,10 @@ impl Control {
         }
         for peer in peers.iter().skip(self.silence.next).take(LISTEN) {
             let Some(counters) = self.tunnel.counters().peers.get(&peer.name) else { continue };
-            if !self.silence.watches.contains_key(&peer.name) {
-                self.silence.watches.insert(peer.name.clone(), Watched::default());
-            }
-            let Some(watched) = self.silence.watches.get_mut(&peer.name) else { continue };
+            let watched = match self.silence.watches.get_mut(&peer.name) {
+                Some(watched) => watched,
+                None => self.silence.watches.entry(peer.name.clone()).or_default(),
+            };
             let underlay = || underlays(peer).join(" or ");
             watched.trouble = watched.watch.observe(counters.sum(), now, self.config.port, underlay);
         }

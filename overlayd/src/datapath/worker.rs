@@ -295,7 +295,9 @@ impl Recent {
     }
 
     fn holds(&self, peer: IpAddr, now_ms: u64) -> bool {
-        self.noted.iter().flatten().any(|(noted, at)| *noted == peer && now_ms < *at + self.span_ms)
+        // Places are filled from the front, so where nothing was noted this is one look.
+        let mut noted = self.noted.iter().map_while(|entry| *entry);
+        noted.any(|(noted, at)| noted == peer && now_ms < at + self.span_ms)
     }
 
     fn note(&mut self, peer: IpAddr, now_ms: u64) {
