@@ -289,7 +289,8 @@ impl Cluster {
 }
 
 /// Whether a Node's or a Pod's condition Ready is True.
-fn is_ready(object: &Value) -> bool {
+#[must_use]
+pub fn is_ready(object: &Value) -> bool {
     let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
     conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }

@@ -31,7 +31,7 @@ mod kubectl;
 mod machine;
 
 pub use access::{Authority, Identity};
-pub use cluster::{AGNHOST_IMAGE, Builder as ClusterBuilder, Cluster};
+pub use cluster::{AGNHOST_IMAGE, Builder as ClusterBuilder, Cluster, is_ready};
 pub use control_plane::{Builder, ControlPlane};
 pub use image::Image;
 
