@@ -75,9 +75,11 @@ mod ingress {
             let mut write = |frame: &[u8]| {
                 black_box(frame);
             };
+            let mut message = ingress.message(&table, 1, from, 0);
             for datagram in datagrams {
-                let _ = black_box(ingress.push(&table, 1, from, 0, black_box(datagram), &mut write));
+                let _ = black_box(message.push(black_box(datagram), &mut write));
             }
+            drop(message);
             ingress.flush(&mut write);
         });
     }

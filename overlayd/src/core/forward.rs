@@ -24,7 +24,7 @@ use std::net::IpAddr;
 use wire::packet::{Inner, UDP};
 
 pub use self::egress::{Datagrams, Egress};
-pub use self::ingress::Ingress;
+pub use self::ingress::{Ingress, IngressMessage};
 pub use self::reason::DropReason;
 
 /// Source ports that egress spreads flows over.

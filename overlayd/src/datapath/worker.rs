@@ -203,12 +203,9 @@ impl Worker<'_> {
                 inlet.drops().add(DropReason::ReceiveTruncated, 1);
                 continue;
             }
+            let mut message = ingress.message(table, now_ms, arrival.from, arrival.ecn);
             for datagram in datagrams(&buffer[..arrival.length], arrival.segment) {
-                let verdict =
-                    ingress.push(table, now_ms, arrival.from, arrival.ecn, datagram, &mut |frame| {
-                        inlet.write(frame);
-                    });
-                if let Err(reason) = verdict {
+                if let Err(reason) = message.push(datagram, &mut |frame| inlet.write(frame)) {
                     inlet.drops().add(reason, 1);
                 }
             }

@@ -12,6 +12,7 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds bytes that begin at an even offset of what is summed. An odd last byte is padded with zero, so only the last piece may be odd.
     #[must_use]
+    #[inline]
     pub fn bytes(self, data: &[u8]) -> Self {
         let (words, rest) = data.as_chunks::<8>();
         // Two sums over one plain run of words: the form that compilers turn into vector code.
@@ -21,12 +22,16 @@ impl Sum {
             low = low.wrapping_add(word & 0xffff_ffff);
             high = high.wrapping_add(word >> 32);
         }
-        let mut last = [0; 8];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        let last = u64::from_ne_bytes(last);
-        let last = (last & 0xffff_ffff).wrapping_add(last >> 32);
+        let (half, rest) = rest
+            .split_first_chunk::<4>()
+            .map_or((0, rest), |(half, rest)| (u64::from(u32::from_ne_bytes(*half)), rest));
+        let last = match *rest {
+            [a] => u32::from_ne_bytes([a, 0, 0, 0]),
+            [a, b] => u32::from_ne_bytes([a, b, 0, 0]),
+            [a, b, c] => u32::from_ne_bytes([a, b, c, 0]),
+            _ => 0,
+        };
+        let last = half + u64::from(last);
         Self(self.0.wrapping_add(low).wrapping_add(high).wrapping_add(last))
     }
 
@@ -80,6 +85,7 @@ impl Sum {
 /// Copies `from` to the start of `to` and sums it. Bytes that do not fit are left out of both.
 ///
 /// The sum reads what the copy has just brought into the first-level cache: faster than to store each word as it is summed.
+#[inline]
 pub fn copy_sum(from: &[u8], to: &mut [u8]) -> Sum {
     let length = from.len().min(to.len());
     to[..length].copy_from_slice(&from[..length]);

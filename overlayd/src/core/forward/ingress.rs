@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use wire::offload::{Coalescer, Delivery};
-use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encap, EncapError, Inner};
+use wire::packet::{ENCAP_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encap, EncapError, Inner};
 
 use super::reason::DropReason;
 use super::{CE, ECT_0, ECT_1, NOT_ECT, TUNNEL_PORT, is_to_port, is_unicast};
@@ -45,51 +45,104 @@ impl Ingress {
         self.coalescer.set_mtu(mtu);
     }
 
-    /// Takes one UDP payload that came from this outer source with these outer ECN bits. `write` gets frames for the
-    /// TUN device, at once or later.
-    ///
-    /// # Errors
-    /// Why the packet was dropped; the caller counts it.
-    #[inline]
-    pub fn push(
+    /// Begins a message: datagrams that came in one piece from this outer source with these outer ECN bits. Of such datagrams
+    /// most are neighbours in one flow, so what was found out about one is kept for the next.
+    pub fn message<'t>(
         &mut self,
-        table: &Table,
+        table: &'t Table,
         now_ms: u64,
         from: IpAddr,
         ecn: u8,
-        datagram: &[u8],
-        write: &mut impl FnMut(&[u8]),
-    ) -> Result<(), DropReason> {
-        let (path, inner, packet) = self.admit(table, from, datagram)?;
-        let tos = combine_ecn(inner.tos, ecn).ok_or(DropReason::EcnNotCapable)?;
-        if let Some(lane) = path.counters.rx(self.worker) {
-            lane.add(1, inner.length as u64, now_ms);
-        }
-        self.coalescer.push(&Delivery { packet, inner, tos }, write);
-        Ok(())
+    ) -> IngressMessage<'_, 't> {
+        let path = table.from(from);
+        IngressMessage { ingress: self, table, path, now_ms, ecn, passed: None, packets: 0, bytes: 0 }
     }
 
     /// Hands on whatever is waiting.
     pub fn flush(&mut self, write: &mut impl FnMut(&[u8])) {
         self.coalescer.flush(write);
     }
+}
+
+/// Datagrams of one message on their way in. Dropping it counts them for their peer.
+#[derive(Debug)]
+pub struct IngressMessage<'i, 't> {
+    ingress: &'i mut Ingress,
+    table: &'t Table,
+    path: Option<&'t Path>,
+    now_ms: u64,
+    ecn: u8,
+    passed: Option<Passed>,
+    packets: u64,
+    bytes: u64,
+}
+
+/// What the checks depend on, of the last datagram that passed them. The source and the table are the message's.
+#[derive(Debug)]
+struct Passed {
+    encap: [u8; ENCAP_LEN],
+    source: IpAddr,
+    destination: IpAddr,
+    to_node: bool,
+}
+
+impl Drop for IngressMessage<'_, '_> {
+    fn drop(&mut self) {
+        let lane = self.path.and_then(|path| path.counters.rx(self.ingress.worker));
+        if let Some(lane) = lane.filter(|_| self.packets > 0) {
+            lane.add(self.packets, self.bytes, self.now_ms);
+        }
+    }
+}
+
+impl IngressMessage<'_, '_> {
+    /// Takes one UDP payload. `write` gets frames for the TUN device, at once or later.
+    ///
+    /// # Errors
+    /// Why the packet was dropped; the caller counts it.
+    #[inline]
+    pub fn push(&mut self, datagram: &[u8], write: &mut impl FnMut(&[u8])) -> Result<(), DropReason> {
+        let (inner, packet) = match self.again(datagram) {
+            Some(admitted) => admitted?,
+            None => self.admit(datagram)?,
+        };
+        let tos = combine_ecn(inner.tos, self.ecn).ok_or(DropReason::EcnNotCapable)?;
+        self.packets += 1;
+        self.bytes += inner.length as u64;
+        self.ingress.coalescer.push(&Delivery { packet, inner, tos }, write);
+        Ok(())
+    }
+
+    /// The verdict on a datagram with the headers of the last one that passed; `None` if it has others.
+    #[inline]
+    fn again<'d>(&self, datagram: &'d [u8]) -> Option<Result<(Inner, &'d [u8]), DropReason>> {
+        let passed = self.passed.as_ref()?;
+        let (encap, packet) = datagram.split_first_chunk::<ENCAP_LEN>()?;
+        if *encap != passed.encap {
+            return None;
+        }
+        let inner = Inner::parse(packet).ok()?;
+        // Equal addresses are of one family, so the EtherType is right too.
+        if inner.source != passed.source || inner.destination != passed.destination {
+            return None;
+        }
+        if passed.to_node && is_to_port(&inner, self.ingress.port) {
+            return Some(Err(DropReason::VxlanInVxlan));
+        }
+        Some(Ok((inner, packet)))
+    }
 
     /// The checks, from the outside in.
-    #[inline]
-    fn admit<'t, 'd>(
-        &self,
-        table: &'t Table,
-        from: IpAddr,
-        datagram: &'d [u8],
-    ) -> Result<(&'t Path, Inner, &'d [u8]), DropReason> {
+    fn admit<'d>(&mut self, datagram: &'d [u8]) -> Result<(Inner, &'d [u8]), DropReason> {
         let encap = Encap::parse(datagram).map_err(|error| match error {
             EncapError::Truncated => DropReason::Truncated,
             EncapError::Flags => DropReason::BadFlags,
         })?;
+        let table = self.table;
         if encap.vni != table.vni() {
             return Err(DropReason::WrongVni);
         }
-        let path = table.from(from).ok_or(DropReason::UnknownSource)?;
+        let path = self.path.ok_or(DropReason::UnknownSource)?;
         if encap.destination != table.mac() {
             let group = encap.destination.0[0] & 1 != 0;
             return Err(if group { DropReason::InnerBroadcast } else { DropReason::NotOurMac });
@@ -111,13 +164,19 @@ impl Ingress {
         }
         let own = table.is_own(inner.destination);
         let to_node = !own || table.is_own_tunnel_address(inner.destination);
-        if to_node && is_to_port(&inner, self.port) {
+        if to_node && is_to_port(&inner, self.ingress.port) {
             return Err(DropReason::VxlanInVxlan);
         }
         if !own {
             return Err(DropReason::NotOurs);
         }
-        Ok((path, inner, encap.payload))
+        self.passed = datagram.first_chunk().map(|header| Passed {
+            encap: *header,
+            source: inner.source,
+            destination: inner.destination,
+            to_node,
+        });
+        Ok((inner, encap.payload))
     }
 }
 

@@ -161,10 +161,11 @@ fn decap(ecn: u8, datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let (table, _book) = table(2);
     let mut written = Vec::new();
     let mut ingress = Ingress::new(0);
+    let mut message = ingress.message(&table, 0, ip("192.0.2.1"), ecn);
     for datagram in datagrams {
-        let mut write = |frame: &[u8]| written.push(frame.to_vec());
-        assert_eq!(ingress.push(&table, 0, ip("192.0.2.1"), ecn, datagram, &mut write), Ok(()));
+        assert_eq!(message.push(datagram, &mut |frame| written.push(frame.to_vec())), Ok(()));
     }
+    drop(message);
     ingress.flush(&mut |frame| written.push(frame.to_vec()));
     written
 }
@@ -173,7 +174,7 @@ fn refuse_ingress_from(from: &str, ecn: u8, datagram: &[u8]) -> DropReason {
     let (table, book) = table(2);
     let mut ingress = Ingress::new(0);
     let mut write = |_: &[u8]| panic!("a dropped packet must not reach the device");
-    let reason = ingress.push(&table, 0, ip(from), ecn, datagram, &mut write).expect_err("a drop");
+    let reason = ingress.message(&table, 0, ip(from), ecn).push(datagram, &mut write).expect_err("a drop");
     ingress.flush(&mut write);
     assert!(book.peers.values().all(|counters| counters.sum() == PeerTraffic::default()));
     reason

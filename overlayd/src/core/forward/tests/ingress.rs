@@ -38,7 +38,9 @@ fn a_mark_is_put_on_the_inner_packet_with_its_checksum_kept_right() {
 fn received_packets_are_counted_for_their_peer() {
     let (table, book) = table(2);
     let mut ingress = Ingress::new(0);
-    ingress.push(&table, 9, ip("192.0.2.1"), 0, &good(), &mut |_| {}).expect("delivered");
+    let mut message = ingress.message(&table, 9, ip("192.0.2.1"), 0);
+    message.push(&good(), &mut |_| {}).expect("delivered");
+    drop(message);
     let rx = book.peers["node-1"].sum().rx;
     assert_eq!((rx.packets, rx.bytes, rx.last_ms), (1, 33, Some(9)));
 }
@@ -149,7 +151,7 @@ fn the_tunnel_port_can_be_told() {
     let mut ingress = Ingress::new(0);
     ingress.set_tunnel_port(4789);
     let datagram = wrap(&udp("10.244.1.5", "10.244.2.0", 4789, b""));
-    let verdict = ingress.push(&table, 0, ip("192.0.2.1"), 0, &datagram, &mut |_| {});
+    let verdict = ingress.message(&table, 0, ip("192.0.2.1"), 0).push(&datagram, &mut |_| {});
     assert_eq!(verdict, Err(DropReason::VxlanInVxlan));
     let mut egress = Egress::new(0);
     egress.set_tunnel_port(4789);

@@ -18,8 +18,9 @@ fn a_warm_packet_path_does_not_allocate() {
     let mut turn = || {
         for frame in &frames {
             let mut send = |batch: Datagrams<'_>| {
+                let mut message = ingress.message(&in_, 0, ip("192.0.2.1"), 0);
                 for datagram in batch.bytes.chunks(batch.segment) {
-                    let _ = ingress.push(&in_, 0, ip("192.0.2.1"), 0, datagram, &mut |_| written += 1);
+                    let _ = message.push(datagram, &mut |_| written += 1);
                 }
             };
             let _ = egress.push(&out, 0, frame, &mut send);
@@ -64,6 +65,48 @@ proptest! {
         prop_assert_eq!(by_flow(&written), by_flow(&frames));
     }
 
+    /// What is kept from one datagram for the next never changes a verdict, a frame or a count.
+    #[test]
+    fn datagrams_of_one_message_are_judged_like_each_alone(
+        picks in proptest::collection::vec((0_usize..6, proptest::option::weighted(0.3, (0_usize..60, any::<u8>()))), 1..40),
+        known: bool, ecn in 0_u8..4,
+    ) {
+        let kinds = [
+            good(),
+            wrap(&tcp(1, &[1; 100])),
+            wrap(&udp("fd00:1::5", "fd00:2::5", 53, b"six")),
+            wrap(&udp("10.244.1.5", "10.244.2.0", 53, b"to the node")),
+            wrap(&udp("10.244.1.5", "10.244.2.0", 8472, b"the tunnel")),
+            wrap(&udp("10.244.1.6", "10.244.2.5", 8472, b"a pod's own")),
+        ];
+        let datagrams: Vec<Vec<u8>> = picks
+            .into_iter()
+            .map(|(kind, damage)| {
+                let mut datagram = kinds[kind].clone();
+                if let Some((at, value)) = damage {
+                    datagram[at % 40] = value;
+                }
+                datagram
+            })
+            .collect();
+        let from = ip(if known { "192.0.2.1" } else { "192.0.2.99" });
+        let judge = |per_message: usize| {
+            let (table, book) = table(2);
+            let mut ingress = Ingress::new(0);
+            let (mut verdicts, mut written) = (Vec::new(), Vec::new());
+            for some in datagrams.chunks(per_message) {
+                let mut message = ingress.message(&table, 7, from, ecn);
+                for datagram in some {
+                    verdicts.push(message.push(datagram, &mut |frame| written.push(frame.to_vec())));
+                }
+            }
+            ingress.flush(&mut |frame| written.push(frame.to_vec()));
+            let counts: Vec<_> = book.peers.values().map(|counters| counters.sum()).collect();
+            (verdicts, written, counts)
+        };
+        prop_assert_eq!(judge(40), judge(1));
+    }
+
     #[test]
     fn arbitrary_bytes_never_panic(
         inputs in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..150), any::<bool>()), 1..30),
@@ -81,7 +124,7 @@ proptest! {
                     datagram[at] = pair[1];
                 }
             }
-            let _ = ingress.push(&table, 0, ip("192.0.2.1"), ecn, &datagram, &mut |_| {});
+            let _ = ingress.message(&table, 0, ip("192.0.2.1"), ecn).push(&datagram, &mut |_| {});
             let _ = egress.push(&table, 0, &input, &mut |_| {});
             let _ = egress.push(&table, 0, &frame(datagram.get(ENCAP_LEN..).unwrap_or_default()), &mut |_| {});
             split(&input, &mut |_| {});
