@@ -13,6 +13,7 @@ mod machine;
 mod measure;
 mod one_packet;
 mod report;
+mod rules;
 mod sanity;
 mod stats;
 mod table;
@@ -67,6 +68,9 @@ struct Arguments {
     /// An earlier report.json: prints what became better or worse beyond noise; fails if something became worse
     #[arg(long)]
     compare: Option<PathBuf>,
+    /// Leave the egress rules of overlayd and the connection tracking that they bring away from the nodes that it does not run on
+    #[arg(long)]
+    bare: bool,
     /// Another build of overlayd to measure beside this one
     #[arg(long)]
     against: Option<PathBuf>,
@@ -86,6 +90,9 @@ enum Tool {
     /// Configures wireguard-go; started by the bench
     #[command(hide = true)]
     Wireguard(wireguard::Configure),
+    /// Lays the egress rules on a node without overlayd; started by the bench
+    #[command(hide = true)]
+    Rules(rules::Rules),
     /// Writes what flannel reads; started by the bench
     #[command(hide = true)]
     EtcdPut(flannel::Put),
@@ -101,6 +108,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.tool {
         Some(Tool::OnePacket(options)) => one_packet::run(options).map(|()| true),
         Some(Tool::Wireguard(options)) => wireguard::configure(options).map(|()| true),
+        Some(Tool::Rules(options)) => rules::run(options).map(|()| true),
         Some(Tool::EtcdPut(options)) => flannel::put(options).map(|()| true),
         Some(Tool::Show { report }) => show(report).map(|()| true),
         None => run(&arguments),
@@ -259,6 +267,7 @@ impl Plan {
                 wireguard: of_others(arguments, WIREGUARD, || tests::go::program("wireguard")),
                 flannel: of_others(arguments, FLANNEL, flannel::Programs::find),
                 only: arguments.contenders.clone(),
+                bare: arguments.bare,
                 against: against.transpose()?,
                 flags: arguments.flag.clone(),
                 against_flags: arguments.against_flag.clone(),

@@ -1,8 +1,8 @@
 //! The underlays that everything is measured on, and the contenders on each.
 //!
-//! Nodes 1 and 2 run overlayd as users do, with its egress rules and the connection tracking that they bring. Nodes 3 and 4 carry the others and
-//! have no netfilter rule at all: the kernel's vxlan is measured at its best. A second build of overlayd, if one is given, has nodes 5 and 6; flannel,
-//! which brings rules too, has the last two.
+//! Nodes 1 and 2 run overlayd as users do, with its egress rules and the connection tracking that they bring. Nodes 3 and 4 carry the others; the
+//! bench gives them the same rules, unless told to leave them bare. A second build of overlayd, if one is given, has nodes 5 and 6; flannel,
+//! which brings its own rules, has the last two.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,19 @@ use tests::load::LoadServer;
 use tests::{Beside, Families, Host, Lab, LinkState, Node, Offloads, Process, Way, eventually};
 
 use crate::report::{BASE, Contender};
-use crate::{flannel, wireguard};
+use crate::{flannel, rules, wireguard};
 
 /// UDP port of the one-packet tunnel: the one of flannel's `udp` backend.
 const ONE_PACKET_PORT: u16 = 8285;
+
+/// The nodes that carry what is measured beside overlayd.
+const OTHERS: [usize; 2] = [3, 4];
+
+/// Subnets of the hosts behind them.
+const PLAIN_SUBNET: u8 = 99;
+const VXLAN_SUBNET: u8 = 98;
+const ONE_PACKET_SUBNET: u8 = 97;
+const WIREGUARD_SUBNET: u8 = 96;
 
 pub(crate) const WIREGUARD: &str = "wireguard-go";
 pub(crate) const FLANNEL: &str = "flannel-udp";
@@ -122,6 +131,8 @@ pub(crate) struct Cast {
     pub(crate) flannel: Result<flannel::Programs, String>,
     /// Only these, if any are named.
     pub(crate) only: Vec<String>,
+    /// No rules on the nodes of the others.
+    pub(crate) bare: bool,
     /// Another build of overlayd.
     pub(crate) against: Option<PathBuf>,
     /// Flags for overlayd.
@@ -166,6 +177,10 @@ impl Stage {
             builder = builder.node(|spec| spec.mtu(kind.mtu()).offloads(kind.offloads()));
         }
         let lab = builder.try_start()?;
+        if !cast.bare {
+            let subnets = [PLAIN_SUBNET, VXLAN_SUBNET, ONE_PACKET_SUBNET, WIREGUARD_SUBNET];
+            rules::lay(&lab, OTHERS, &subnets)?;
+        }
         let mut ways = Vec::new();
         for contender in contenders {
             let way = match contender.id.as_str() {
@@ -214,12 +229,18 @@ fn start(node: &Node, program: &Path, flags: &[String]) -> Result<Process> {
 }
 
 fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
-    let nodes = [3, 4];
+    let nodes = OTHERS;
     let (mut running, mut carriers) = (Vec::new(), Vec::new());
     let beside = match id {
         "plain" => {
             let mtu = kind.mtu();
-            Beside { name: "plain".into(), subnet: 99, families: kind.plain(), mtu, way: Way::Plain }
+            Beside {
+                name: "plain".into(),
+                subnet: PLAIN_SUBNET,
+                families: kind.plain(),
+                mtu,
+                way: Way::Plain,
+            }
         }
         "one-packet" => {
             let (device, mtu) = ("one0", kind.mtu() - kind.outer());
@@ -243,19 +264,25 @@ fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
                 running.push(process);
             }
             let way = Way::Device(device.into());
-            Beside { name: "one".into(), subnet: 97, families: kind.pods(), mtu, way }
+            Beside { name: "one".into(), subnet: ONE_PACKET_SUBNET, families: kind.pods(), mtu, way }
         }
         _ => {
             // VXLAN's and the inner Ethernet header.
             let mtu = kind.mtu() - kind.outer() - 22;
-            Beside { name: "kvx".into(), subnet: 98, families: kind.pods(), mtu, way: Way::KernelVxlan }
+            Beside {
+                name: "kvx".into(),
+                subnet: VXLAN_SUBNET,
+                families: kind.pods(),
+                mtu,
+                way: Way::KernelVxlan,
+            }
         }
     };
     way(id, lab.add_beside(nodes, &beside)?, carriers, running)
 }
 
 fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
-    let numbers = [3, 4];
+    let numbers = OTHERS;
     let nodes = numbers.map(|number| lab.node(number));
     let program = cast.wireguard.as_ref().map_err(|why| anyhow!("{why}"))?;
     let mtu = kind.mtu() - kind.outer() - wireguard::OVERHEAD;
@@ -276,7 +303,8 @@ fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
         node.set_link_state(wireguard::DEVICE, LinkState::Up);
     }
     let way_of_it = Way::Device(wireguard::DEVICE.into());
-    let beside = Beside { name: "wg".into(), subnet: 96, families: kind.pods(), mtu, way: way_of_it };
+    let beside =
+        Beside { name: "wg".into(), subnet: WIREGUARD_SUBNET, families: kind.pods(), mtu, way: way_of_it };
     way(WIREGUARD, lab.add_beside(numbers, &beside)?, carriers, running)
 }
 

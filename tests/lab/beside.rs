@@ -12,7 +12,9 @@ use crate::protocol::{End, Request, Step};
 
 /// VNI and port of the kernel's tunnel: not those of the daemon, so that both can be on one node.
 const VNI: u32 = 77;
-const PORT: u16 = 4790;
+
+/// UDP port of the kernel's tunnel.
+pub const KERNEL_VXLAN_PORT: u16 = 4790;
 
 /// How the hosts' packets get from node to node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +48,21 @@ impl Beside {
     }
 
     fn addresses(&self, node: u8, host: u8) -> Vec<IpNet> {
+        let [one, other] = Self::pair(self.subnet, node, host);
+        self.families.pick(one, other)
+    }
+
+    /// The networks of this subnet's hosts behind node N, IPv4 first.
+    #[must_use]
+    pub fn cidrs(subnet: u8, node: u8) -> [IpNet; 2] {
+        Self::pair(subnet, node, 0).map(|net| net.trunc())
+    }
+
+    fn pair(subnet: u8, node: u8, host: u8) -> [IpNet; 2] {
         // The decimal digits of the subnet, read as hexadecimal, so that both families look alike.
-        let subnet = u16::from_str_radix(&self.subnet.to_string(), 16).unwrap_or_default();
-        let address = Ipv6Addr::new(0xfd00, 0x10, subnet, node.into(), 0, 0, 0, host.into());
-        self.families.pick(v4(10, self.subnet, node, host, 24), Ipv6Net::new_assert(address, 64).into())
+        let digits = u16::from_str_radix(&subnet.to_string(), 16).unwrap_or_default();
+        let address = Ipv6Addr::new(0xfd00, 0x10, digits, node.into(), 0, 0, 0, host.into());
+        [v4(10, subnet, node, host, 24), Ipv6Net::new_assert(address, 64).into()]
     }
 
     /// Locally administered; differs between nodes.
@@ -127,7 +140,7 @@ impl Lab {
                     space: space.clone(),
                     name: link.clone(),
                     vni: VNI,
-                    port: PORT,
+                    port: KERNEL_VXLAN_PORT,
                     local,
                     mac: Beside::mac(own),
                     mtu: beside.mtu,

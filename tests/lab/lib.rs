@@ -76,7 +76,7 @@ pub mod wire_up;
 
 use std::time::{Duration, Instant};
 
-pub use beside::{Beside, Way};
+pub use beside::{Beside, KERNEL_VXLAN_PORT, Way};
 pub use host::{ApiProxy, Harm, Host, LinkState, Relay, Running, Server, Sniffer, VxlanPeer};
 pub use lab::{Builder, Families, Lab, NodeSpec, Offloads};
 pub use manifest::Manifest;
