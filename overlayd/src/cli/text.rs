@@ -206,7 +206,8 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::status::{ConflictStatus, LeaseStatus, RefusedStatus};
+    use crate::core::plan::Conflict;
+    use crate::core::status::{LeaseStatus, RefusedStatus};
 
     #[test]
     fn what_is_wrong_is_on_the_screen() {
@@ -220,7 +221,7 @@ mod tests {
                 trouble: Some("tx 1200 packets, nothing received".to_owned()),
                 ..PeerStatus::default()
             }],
-            conflicts: vec![ConflictStatus {
+            conflicts: vec![Conflict {
                 object: "link flannel.1".to_owned(),
                 remedy: "ip link del flannel.1".to_owned(),
             }],

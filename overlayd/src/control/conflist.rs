@@ -6,7 +6,7 @@ use wire::tag::DEFAULT_SOCKET;
 use super::Control;
 use crate::core::config::Config;
 use crate::core::conflist::{ConflistStatus, FILE_NAME};
-use crate::core::status::ConflictStatus;
+use crate::core::plan::Conflict;
 use crate::edge::cni;
 use crate::edge::conflist::Conflist;
 
@@ -50,8 +50,8 @@ impl Attendance {
     }
 
     /// Files of others that runtimes take instead of ours.
-    pub(super) fn conflicts(&self) -> impl Iterator<Item = ConflictStatus> {
-        self.status.iter().flat_map(|status| &status.ahead).map(|path| ConflictStatus {
+    pub(super) fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.status.iter().flat_map(|status| &status.ahead).map(|path| Conflict {
             object: format!(
                 "network configuration {path}: it sorts before {FILE_NAME}, so runtimes take it instead"
             ),

@@ -33,7 +33,8 @@ use crate::core::cluster::Book;
 use crate::core::config::Config;
 use crate::core::conflist::ConflistStatus;
 use crate::core::leases::Leases;
-use crate::core::status::{ConflictStatus, Status};
+use crate::core::plan::Conflict;
+use crate::core::status::Status;
 use crate::edge::{self, Told, admin, board::Board, cni, kube, node_file};
 use crate::kernel;
 
@@ -215,7 +216,7 @@ struct Control {
     source: source::Source,
     outbox: source::Outbox,
     book: Book,
-    told_conflicts: Vec<ConflictStatus>,
+    told_conflicts: Vec<Conflict>,
     leases: Option<Leases>,
     /// When the first news came that the datapath does not know yet.
     news_since: Option<Instant>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::conflist::ConflistStatus;
+use super::plan::Conflict;
 use super::table::PeerTraffic;
 
 /// The whole picture. The JSON of `overlayd status -o json` is exactly this.
@@ -53,7 +54,7 @@ pub struct Status {
     /// Leases.
     pub leases: Vec<LeaseStatus>,
     /// Foreign objects in our way.
-    pub conflicts: Vec<ConflictStatus>,
+    pub conflicts: Vec<Conflict>,
     /// The runtime's network configuration, where it is ours to keep.
     pub conflist: Option<ConflistStatus>,
     /// Dropped packets by reason; every reason is present.
@@ -133,15 +134,6 @@ pub struct LeaseStatus {
     pub ifname: String,
     /// Addresses.
     pub addresses: Vec<String>,
-}
-
-/// A conflict.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConflictStatus {
-    /// What stands in the way.
-    pub object: String,
-    /// What to do.
-    pub remedy: String,
 }
 
 /// Reconcile results.

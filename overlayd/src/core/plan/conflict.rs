@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::ruleset::{Device, ForwardChain, Part, Rule, TableFamily};
 use super::{Actual, Via};
 use crate::core::desired::Desired;
 
 /// A foreign object that stands where ours should.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Conflict {
     /// What stands there, named as an operator would find it.
     pub object: String,
