@@ -117,6 +117,9 @@ fn verdict(report: &Report, gate: Gate) -> Option<Verdict> {
         ),
         Against::Nothing => (metric.median("overlayd")?, metric.unit.clone()),
     };
-    let title = format!("{} {}, {against}", gate.world.to_uppercase(), metric.title);
+    let mut title = format!("{} {}", gate.world.to_uppercase(), metric.title);
+    if !against.is_empty() {
+        title = format!("{title}, {against}");
+    }
     Some(Verdict { gate, title, value })
 }

@@ -20,7 +20,7 @@ const STYLE: &str = "
 --plain:#8d98ab;--kernel-vxlan:#6ea0ff;--overlayd:#ff9257;--overlayd-other:#d9c04a;--one-packet:#b592ee;--flannel-udp:#f07fb0;--wireguard-go:#45c9c5}}
 @media print{:root{color-scheme:light;--paper:#fff;--ink:#000;--dim:#444;--line:#bbb;--good:#065f38;--bad:#8c1d18;
 --plain:#7a8496;--kernel-vxlan:#2459b8;--overlayd:#c4511a;--overlayd-other:#8f7810;--one-packet:#6d44a6;--flannel-udp:#9c2f61;--wireguard-go:#0c6f6d}
-section,figure,table{break-inside:avoid}body{font-size:11px}details>summary{display:none}}
+figure,tr{break-inside:avoid}h2,h3{break-after:avoid}body{font-size:11px}details>summary{display:none}}
 *{box-sizing:border-box}body{margin:0 auto;padding:2rem 1.2rem 4rem;max-width:1100px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}h1{font-size:1.7rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.2rem;margin:2.6rem 0 .4rem;padding-top:1rem;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:0 0 .2rem}p{margin:.3rem 0;max-width:75ch}.dim,figcaption{color:var(--dim);font-size:.87rem}
