@@ -77,13 +77,12 @@ pub struct IngressMessage<'i, 't> {
     bytes: u64,
 }
 
-/// What the checks depend on, of the last datagram that passed them. The source and the table are the message's.
+/// What the checks depend on, of the last datagram for a pod that passed them. The source and the table are the message's.
 #[derive(Debug)]
 struct Passed {
     encap: [u8; ENCAP_LEN],
     source: IpAddr,
     destination: IpAddr,
-    to_node: bool,
 }
 
 impl Drop for IngressMessage<'_, '_> {
@@ -103,7 +102,7 @@ impl IngressMessage<'_, '_> {
     #[inline]
     pub fn push(&mut self, datagram: &[u8], write: &mut impl FnMut(&[u8])) -> Result<(), DropReason> {
         let (inner, packet) = match self.again(datagram) {
-            Some(admitted) => admitted?,
+            Some(admitted) => admitted,
             None => self.admit(datagram)?,
         };
         let tos = combine_ecn(inner.tos, self.ecn).ok_or(DropReason::EcnNotCapable)?;
@@ -113,9 +112,9 @@ impl IngressMessage<'_, '_> {
         Ok(())
     }
 
-    /// The verdict on a datagram with the headers of the last one that passed; `None` if it has others.
+    /// A datagram that passes because it is like the last one that did.
     #[inline]
-    fn again<'d>(&self, datagram: &'d [u8]) -> Option<Result<(Inner, &'d [u8]), DropReason>> {
+    fn again<'d>(&self, datagram: &'d [u8]) -> Option<(Inner, &'d [u8])> {
         let passed = self.passed.as_ref()?;
         let (encap, packet) = datagram.split_first_chunk::<ENCAP_LEN>()?;
         if *encap != passed.encap {
@@ -123,13 +122,7 @@ impl IngressMessage<'_, '_> {
         }
         let inner = Inner::parse(packet).ok()?;
         // Equal addresses are of one family, so the EtherType is right too.
-        if inner.source != passed.source || inner.destination != passed.destination {
-            return None;
-        }
-        if passed.to_node && is_to_port(&inner, self.ingress.port) {
-            return Some(Err(DropReason::VxlanInVxlan));
-        }
-        Some(Ok((inner, packet)))
+        (inner.source == passed.source && inner.destination == passed.destination).then_some((inner, packet))
     }
 
     /// The checks, from the outside in.
@@ -170,12 +163,14 @@ impl IngressMessage<'_, '_> {
         if !own {
             return Err(DropReason::NotOurs);
         }
-        self.passed = datagram.first_chunk().map(|header| Passed {
-            encap: *header,
-            source: inner.source,
-            destination: inner.destination,
-            to_node,
-        });
+        // What goes to the node is judged by its port too.
+        if !to_node {
+            self.passed = datagram.first_chunk().map(|header| Passed {
+                encap: *header,
+                source: inner.source,
+                destination: inner.destination,
+            });
+        }
         Ok((inner, encap.payload))
     }
 }
