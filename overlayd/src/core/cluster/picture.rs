@@ -91,10 +91,10 @@ impl Picture {
         news.dedup();
         let known: Vec<Refusal> =
             refused.extract_if(.., |refusal| changed.contains_key(&refusal.node)).collect();
-        let fresh = news.iter().filter(|refusal| known.binary_search(refusal).is_err()).cloned().collect();
+        let change = Change { own: false, peers: changes, refused: fresh(&known, &news) };
         refused.extend(news);
         refused.sort();
-        Some(Change { own: false, peers: changes, refused: fresh })
+        Some(change)
     }
 
     /// What is new in this picture.
@@ -103,14 +103,14 @@ impl Picture {
         Change {
             own: (&old.own, &old.own_problem) != (&new.own, &new.own_problem),
             peers: differences(old.peers, &new.peers),
-            refused: new
-                .refused
-                .iter()
-                .filter(|refusal| old.refused.binary_search(refusal).is_err())
-                .cloned()
-                .collect(),
+            refused: fresh(&old.refused, &new.refused),
         }
     }
+}
+
+/// Those of the new refusals that are not among the old ones, which are sorted.
+fn fresh(old: &[Refusal], new: &[Refusal]) -> Vec<Refusal> {
+    new.iter().filter(|refusal| old.binary_search(refusal).is_err()).cloned().collect()
 }
 
 /// Where in the list, sorted by name, this peer is or would be.
