@@ -13,6 +13,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tests::{Lab, Process, eventually};
 
+use crate::world::tool;
+
 /// Name of the device that it makes.
 pub(crate) const DEVICE: &str = "flannel0";
 
@@ -64,12 +66,11 @@ pub(crate) fn start(lab: &Lab, numbers: [usize; 2], programs: &Programs) -> Resu
         let key = format!("subnets/10.{SUBNET}.{number}.0-24");
         entries.push((key, json!({"PublicIP": address(which)?.to_string()})));
     }
-    let tool = std::env::current_exe().context("where is this program")?;
     for (key, value) in entries {
         eventually("etcd takes flannel's configuration", SOON, || {
             assert!(etcd.running(), "{}", etcd.stderr());
-            let put = nodes[0].command(&tool.to_string_lossy()).args(["etcd-put", &server.to_string()]);
-            put.args([format!("{PREFIX}/{key}"), value.to_string()]).try_run().is_ok()
+            let entry = [server.to_string(), format!("{PREFIX}/{key}"), value.to_string()];
+            tool(&nodes[0], "etcd-put").and_then(|put| put.args(entry).try_run()).is_ok()
         });
     }
     let mut running = Vec::new();

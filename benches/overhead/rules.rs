@@ -14,6 +14,8 @@ use overlayd::kernel::Kernel;
 use tests::{Beside, KERNEL_VXLAN_PORT, Lab};
 use wire::packet::MacAddr;
 
+use crate::world::{tool, underlay};
+
 /// Lays the rules for one end of a pair of nodes, in the namespace that it is started in.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Rules {
@@ -29,28 +31,22 @@ pub(crate) struct Rules {
     /// The other's.
     #[arg(long)]
     to: IpAddr,
-    /// The tunnel's UDP port.
-    #[arg(long)]
-    port: u16,
 }
 
 /// Starts this program on both nodes (numbers from 1) to lay the rules for hosts in these subnets.
 pub(crate) fn lay(lab: &Lab, nodes: [usize; 2], subnets: &[u8]) -> Result<()> {
-    let program = std::env::current_exe().context("where is this program")?;
     let [one, two] = nodes;
     for (own, other) in [(one, two), (two, one)] {
-        let node = lab.node(own);
-        let mut arguments = vec!["rules".to_owned(), format!("--port={}", KERNEL_VXLAN_PORT)];
+        let mut arguments = Vec::new();
         for (flag, number) in [("own", own), ("other", other)] {
             let number = u8::try_from(number).context("node number over 255")?;
             let cidrs = subnets.iter().flat_map(|subnet| Beside::cidrs(*subnet, number));
             arguments.extend(cidrs.map(|cidr| format!("--{flag}={cidr}")));
         }
         for (flag, number) in [("at", own), ("to", other)] {
-            let address = lab.node(number).addresses().first().copied().context("no underlay address")?;
-            arguments.push(format!("--{flag}={address}"));
+            arguments.push(format!("--{flag}={}", underlay(&lab.node(number))?));
         }
-        node.command(&program.to_string_lossy()).args(arguments).try_run()?;
+        tool(&lab.node(own), "rules")?.args(arguments).try_run()?;
     }
     Ok(())
 }
@@ -61,7 +57,7 @@ pub(crate) fn run(rules: &Rules) -> Result<()> {
     let machine = MachineFacts { hostname: "node".to_owned(), cpus: 1, memory: 1 << 30 };
     let defaults = Config::resolve(None, &BTreeMap::new(), &RawConfig::default(), &machine);
     let config = Config {
-        port: rules.port,
+        port: KERNEL_VXLAN_PORT,
         ..defaults.map_err(|faults| anyhow!("the defaults have faults: {faults:?}"))?
     };
     let mac = MacAddr::local([2, 0, 0, 0, 0, 1]);

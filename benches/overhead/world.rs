@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use tests::load::LoadServer;
-use tests::{Beside, Families, Host, Lab, LinkState, Node, Offloads, Process, Way, eventually};
+use tests::{Beside, Command, Families, Host, Lab, LinkState, Node, Offloads, Process, Way, eventually};
 
 use crate::report::{BASE, Contender};
 use crate::{flannel, rules, wireguard};
@@ -228,8 +228,19 @@ fn start(node: &Node, program: &Path, flags: &[String]) -> Result<Process> {
     Ok(process)
 }
 
+/// This program as one of its hidden tools, to run on a node.
+pub(crate) fn tool(node: &Node, name: &str) -> Result<Command> {
+    let program = std::env::current_exe().context("where is this program")?;
+    Ok(node.command(&program.to_string_lossy()).args([name]))
+}
+
+/// What the node has in its lab's first family.
+pub(crate) fn underlay(node: &Node) -> Result<IpAddr> {
+    node.addresses().first().copied().context("no underlay address")
+}
+
 fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
-    let nodes = OTHERS;
+    let nodes = OTHERS.map(|number| lab.node(number));
     let (mut running, mut carriers) = (Vec::new(), Vec::new());
     let beside = match id {
         "plain" => {
@@ -244,21 +255,13 @@ fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
         }
         "one-packet" => {
             let (device, mtu) = ("one0", kind.mtu() - kind.outer());
-            let addresses = nodes.map(|number| lab.node(number).addresses().first().copied());
-            for (own, other) in [(0, 1), (1, 0)] {
-                let at = |which: usize| -> Result<SocketAddr> {
-                    Ok(SocketAddr::new(addresses[which].context("no underlay address")?, ONE_PACKET_PORT))
-                };
-                let program = std::env::current_exe().context("where is this program")?;
-                let arguments = [
-                    "one-packet".into(),
-                    device.into(),
-                    mtu.to_string(),
-                    at(own)?.to_string(),
-                    at(other)?.to_string(),
-                ];
-                let process =
-                    lab.node(nodes[own]).command(&program.to_string_lossy()).args(arguments).try_spawn()?;
+            let at = |node: &Node| -> Result<String> {
+                Ok(SocketAddr::new(underlay(node)?, ONE_PACKET_PORT).to_string())
+            };
+            let [one, two] = &nodes;
+            for (own, other) in [(one, two), (two, one)] {
+                let arguments = [device.to_owned(), mtu.to_string(), at(own)?, at(other)?];
+                let process = tool(own, "one-packet")?.args(arguments).try_spawn()?;
                 process.wait_stdout(|line| line == "carrying");
                 carriers.push(process.pid());
                 running.push(process);
@@ -278,12 +281,11 @@ fn beside(lab: &Lab, id: &str, kind: WorldKind) -> Result<Route> {
             }
         }
     };
-    way(id, lab.add_beside(nodes, &beside)?, carriers, running)
+    way(id, lab.add_beside(OTHERS, &beside)?, carriers, running)
 }
 
 fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
-    let numbers = OTHERS;
-    let nodes = numbers.map(|number| lab.node(number));
+    let nodes = OTHERS.map(|number| lab.node(number));
     let program = cast.wireguard.as_ref().map_err(|why| anyhow!("{why}"))?;
     let mtu = kind.mtu() - kind.outer() - wireguard::OVERHEAD;
     let (mut running, mut carriers) = (Vec::new(), Vec::new());
@@ -291,13 +293,10 @@ fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
         let process = node.command(&program.to_string_lossy()).args(["-f", wireguard::DEVICE]).try_spawn()?;
         carriers.push(process.pid());
         running.push(process);
-        let peer = nodes[1 - end].addresses().first().copied().context("no underlay address")?;
-        let peer = SocketAddr::new(peer, wireguard::PORT).to_string();
-        let tool = std::env::current_exe().context("where is this program")?;
+        let peer = SocketAddr::new(underlay(&nodes[1 - end])?, wireguard::PORT).to_string();
         eventually("wireguard-go takes its configuration", Duration::from_secs(20), || {
-            let configure =
-                node.command(&tool.to_string_lossy()).args(["wireguard", &end.to_string(), &peer]);
-            configure.try_run().is_ok()
+            let configure = tool(node, "wireguard").map(|tool| tool.args([&end.to_string(), &peer]));
+            configure.and_then(Command::try_run).is_ok()
         });
         node.set_link_mtu(wireguard::DEVICE, mtu);
         node.set_link_state(wireguard::DEVICE, LinkState::Up);
@@ -305,7 +304,7 @@ fn wireguard_go(lab: &Lab, cast: &Cast, kind: WorldKind) -> Result<Route> {
     let way_of_it = Way::Device(wireguard::DEVICE.into());
     let beside =
         Beside { name: "wg".into(), subnet: WIREGUARD_SUBNET, families: kind.pods(), mtu, way: way_of_it };
-    way(WIREGUARD, lab.add_beside(numbers, &beside)?, carriers, running)
+    way(WIREGUARD, lab.add_beside(OTHERS, &beside)?, carriers, running)
 }
 
 /// On nodes of its own: it brings rules, as overlayd does.
