@@ -285,8 +285,7 @@ impl Flow {
             && (tcp.flags & !PSH) == first_flags
             && l4[8..12] == first_l4[8..12]
             && l4[14..16] == first_l4[14..16]
-            && l4[18..20] == first_l4[18..20]
-            && same_words(&l4[20..], &first_l4[20..])
+            && l4[18..] == first_l4[18..]
     }
 
     fn continues_v4(&self, first: &[u8], ip: &[u8], tos: u8) -> bool {
@@ -348,15 +347,6 @@ impl Flow {
             csum_offset: U16::new(csum_offset),
         }
     }
-}
-
-/// Whether TCP options, which come in whole words, are the same: a comparison of any length would be a call for a word or three.
-#[inline]
-fn same_words(one: &[u8], other: &[u8]) -> bool {
-    let ((one, one_rest), (other, other_rest)) = (one.as_chunks::<4>(), other.as_chunks::<4>());
-    one.len() == other.len()
-        && one.iter().zip(other).all(|(one, other)| one == other)
-        && one_rest == other_rest
 }
 
 /// IPv6: version, traffic class, flow label, next header and hop limit.
