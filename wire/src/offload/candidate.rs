@@ -88,7 +88,7 @@ impl Segment {
 
     #[inline]
     pub(super) fn oversize(&self, mtu: usize) -> bool {
-        mtu != 0 && self.tcp.is_some() && self.headers + self.payload > mtu
+        mtu > self.headers && self.tcp.is_some() && self.headers + self.payload > mtu
     }
 
     /// Whether the IPv4 header's checksum is right and a UDP checksum is there at all.
@@ -118,24 +118,23 @@ impl Segment {
         if self.tcp.is_some() { 16 } else { 6 }
     }
 
-    /// The header for a packet whose sender left work to be done: checksum, segmentation.
-    pub(super) fn repair(&self, packet: &[u8], sum: Sum, mtu: usize) -> Option<VirtioNetHdr> {
+    /// Whether the checksum field holds the pseudo-header's sum and nothing else.
+    #[inline]
+    pub(super) fn is_partial(&self, packet: &[u8]) -> bool {
         let at = self.transport + self.checksum_offset();
-        let field = u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]);
-        let whole = sum.is_valid();
-        let partial = !whole && field == self.pseudo(packet.len() - self.transport).fold();
-        let oversize = self.oversize(mtu) && mtu > self.headers;
-        let worth_it = partial || whole && oversize;
-        if !worth_it {
-            return None;
-        }
+        let field = packet.get(at..).and_then(<[u8]>::first_chunk).map(|field| u16::from_be_bytes(*field));
+        field == Some(self.pseudo(packet.len() - self.transport).fold())
+    }
+
+    /// The header that leaves the checksum to the kernel, and the segmentation of a packet that is larger than the MTU.
+    pub(super) fn left_to_kernel(&self, mtu: usize) -> VirtioNetHdr {
         let mut vnet = VirtioNetHdr {
             flags: VirtioNetHdr::NEEDS_CSUM,
             csum_start: U16::new(self.transport as u16),
             csum_offset: U16::new(self.checksum_offset() as u16),
             ..VirtioNetHdr::default()
         };
-        if oversize {
+        if self.oversize(mtu) {
             vnet.gso_type = if self.v4 { VirtioNetHdr::GSO_TCPV4 } else { VirtioNetHdr::GSO_TCPV6 };
             if self.tcp.is_some_and(|tcp| tcp.flags & CWR != 0) {
                 vnet.gso_type |= VirtioNetHdr::GSO_ECN;
@@ -143,7 +142,7 @@ impl Segment {
             vnet.gso_size = U16::new((mtu - self.headers) as u16);
             vnet.hdr_len = U16::new(self.headers as u16);
         }
-        Some(vnet)
+        vnet
     }
 
     /// Leaves only the pseudo-header's sum in the checksum field.

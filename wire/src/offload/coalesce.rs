@@ -118,6 +118,49 @@ impl Coalescer {
         }
     }
 
+    /// Takes one packet that lies behind [`VNET_LEN`] bytes of room. If its sender left a TCP super-packet to be cut up and
+    /// checksummed, it is handed on where it lies; anything else is taken as by [`Self::push`].
+    pub fn push_in_place(&mut self, place: &mut [u8], inner: Inner, tos: u8, write: &mut impl FnMut(&[u8])) {
+        let Some((room, packet)) = place.split_at_mut_checked(VNET_LEN) else { return };
+        let delivery = Delivery { packet, inner, tos };
+        let Some((key, vnet)) = self.left_undone(&delivery) else { return self.push(&delivery, write) };
+        for flow in self.flows.iter_mut().filter(|flow| flow.count > 0 && flow.key == key) {
+            flow.deliver(write);
+        }
+        set_tos(packet, inner.tos, tos);
+        room.copy_from_slice(vnet.as_bytes());
+        write(&place[..VNET_LEN + inner.length]);
+    }
+
+    /// How many packets this one stands for, and their bytes: a TCP packet larger than the MTU will be cut up.
+    #[must_use]
+    #[inline]
+    pub fn stands_for(&self, packet: &[u8], inner: &Inner) -> (u64, u64) {
+        let one = (1, inner.length as u64);
+        if self.mtu == 0 || inner.length <= self.mtu {
+            return one;
+        }
+        let Some(packet) = packet.get(..inner.length) else { return one };
+        let delivery = Delivery { packet, inner: *inner, tos: inner.tos };
+        let segment = Segment::of(packet, &delivery).filter(|segment| segment.oversize(self.mtu));
+        segment.map_or(one, |Segment { headers, payload, .. }| {
+            let count = payload.div_ceil(self.mtu - headers);
+            (count as u64, (payload + count * headers) as u64)
+        })
+    }
+
+    /// The flow of a super-packet whose sender left everything to be done, and the header that says so.
+    fn left_undone(&self, delivery: &Delivery<'_>) -> Option<(Key, VirtioNetHdr)> {
+        if delivery.inner.length <= self.mtu {
+            return None;
+        }
+        let packet = delivery.packet.get(..delivery.inner.length)?;
+        let segment = Segment::of(packet, delivery)?;
+        // One whose true checksum happens to be the same loses nothing: the kernel makes it anew.
+        let undone = self.tso && segment.oversize(self.mtu) && segment.is_partial(packet);
+        undone.then(|| (segment.key, segment.left_to_kernel(self.mtu)))
+    }
+
     /// Hands on whatever is open.
     pub fn flush(&mut self, write: &mut impl FnMut(&[u8])) {
         for flow in &mut self.flows {
@@ -151,8 +194,11 @@ impl Coalescer {
                 None
             }
             Some(segment) => {
-                let sum = segment.copy(packet, copy);
-                segment.repair(packet, sum, self.mtu)
+                let worth_it = match segment.copy(packet, copy).is_valid() {
+                    true => segment.oversize(self.mtu),
+                    false => segment.is_partial(packet),
+                };
+                worth_it.then(|| segment.left_to_kernel(self.mtu))
             }
         };
         set_tos(copy, delivery.inner.tos, delivery.tos);

@@ -13,7 +13,9 @@ mod coalesce;
 #[cfg(test)]
 mod sample;
 mod segment;
+mod tunnel;
 
 pub use checksum::{Sum, copy_sum, pseudo_header, update_word};
 pub use coalesce::{Coalescer, Delivery};
 pub use segment::{OffloadError, Segments, finish, split};
+pub use tunnel::{Outer, TUNNEL_VNET_LEN, TunnelHeader};

@@ -102,6 +102,12 @@ impl<'a> Segments<'a> {
         self.payload.len().div_ceil(self.size)
     }
 
+    /// Bytes of the headers that each segment has.
+    #[must_use]
+    pub fn headers(&self) -> usize {
+        self.headers.len()
+    }
+
     /// Bytes of segment `index` as an IP packet.
     #[must_use]
     pub fn length(&self, index: usize) -> usize {

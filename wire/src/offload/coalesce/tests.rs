@@ -300,6 +300,23 @@ fn a_giant_from_a_peer_kernel_gets_a_segment_size_that_fits_the_mtu() {
 }
 
 #[test]
+fn a_giant_stands_for_what_it_will_be_cut_into() {
+    for sample in [Sample::tcp(&[5; 60_000], 1398), v6(&Sample::tcp(&[5; 60_000], 1378))] {
+        let mut coalescer = Coalescer::default();
+        let packet = sample.packet();
+        let inner = Inner::parse(&packet).expect("sound");
+        assert_eq!(coalescer.stands_for(&packet, &inner), (1, packet.len() as u64), "no MTU is known");
+        coalescer.set_mtu(1450);
+        let segments = sample.segments();
+        let bytes: usize = segments.iter().map(Vec::len).sum();
+        assert_eq!(coalescer.stands_for(&packet, &inner), (segments.len() as u64, bytes as u64));
+        let one = &segments[0];
+        let inner = Inner::parse(one).expect("sound");
+        assert_eq!(coalescer.stands_for(one, &inner), (1, one.len() as u64));
+    }
+}
+
+#[test]
 fn a_giant_follows_what_its_flow_sent_before() {
     let sample = Sample::tcp(&[5; 2000], 1000);
     let giant = Sample { sequence: 3000, id: 9, ..Sample::tcp(&[6; 60_000], 1398) };
@@ -308,6 +325,33 @@ fn a_giant_follows_what_its_flow_sent_before() {
     let mut packets = sample.segments();
     packets.push(giant.frame()[VNET_LEN..].to_vec());
     assert_eq!(run_with(&mut coalescer, &packets), [sample.frame(), giant.frame()]);
+}
+
+/// What comes of packets that lie behind room for a header each.
+fn run_in_place(coalescer: &mut Coalescer, packets: &[Vec<u8>], tos: Option<u8>) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    for packet in packets {
+        let mut place = [&[0xee; VNET_LEN], packet.as_slice()].concat();
+        let inner = Inner::parse(packet).expect("sound");
+        let tos = tos.unwrap_or(inner.tos);
+        coalescer.push_in_place(&mut place, inner, tos, &mut |frame| out.push(frame.to_vec()));
+    }
+    coalescer.flush(&mut |frame| out.push(frame.to_vec()));
+    out
+}
+
+#[test]
+fn a_giant_is_handed_on_where_it_lies_after_what_its_flow_sent_before() {
+    let before = Sample::tcp(&[5; 2000], 1000);
+    let giant = Sample { sequence: 3000, id: 9, ..Sample::tcp(&[6; 60_000], 1398) };
+    let mut packets = before.segments();
+    packets.push(giant.frame()[VNET_LEN..].to_vec());
+    let mut coalescer = Coalescer::default();
+    coalescer.set_mtu(1450);
+    assert_eq!(run_in_place(&mut coalescer, &packets, None), [before.frame(), giant.frame()]);
+    let marked = Sample { tos: 3, ..giant.clone() };
+    let ect = Sample { tos: 2, ..giant }.frame()[VNET_LEN..].to_vec();
+    assert_eq!(run_in_place(&mut coalescer, &[ect], Some(3)), [marked.frame()]);
 }
 
 #[test]
@@ -382,6 +426,21 @@ proptest! {
     }
 
     /// Flows interleaved, some packets damaged anywhere: nothing is lost, changed, or out of its flow's order.
+    #[test]
+    fn in_place_comes_what_comes_of_a_copy(samples in proptest::collection::vec((Sample::any(), any::<bool>()), 1..4), mtu in 0u32..3000, tso: bool) {
+        let packets: Vec<Vec<u8>> = samples
+            .iter()
+            .map(|(sample, undone)| if *undone { sample.frame()[VNET_LEN..].to_vec() } else { sample.packet() })
+            .collect();
+        let fresh = || {
+            let mut coalescer = Coalescer::default();
+            coalescer.set_mtu(mtu);
+            coalescer.set_tso(tso);
+            coalescer
+        };
+        prop_assert_eq!(run_in_place(&mut fresh(), &packets, None), run_with(&mut fresh(), &packets));
+    }
+
     #[test]
     fn every_flow_keeps_its_packets_and_their_order(
         samples in proptest::collection::vec(Sample::any(), 1..4),
