@@ -3,7 +3,8 @@
 //! **Egress.** A frame from the TUN device is one IP packet, perhaps a super-packet. Its inner destination names the
 //! path; it is cut up straight into a buffer of equal datagrams, which is what one `UDP_SEGMENT` send wants. Several
 //! buffers are open, one per peer and source port, so that flows that take turns do not spoil one another's batches. A
-//! flow always has one peer and one port, so its order is kept.
+//! flow always has one peer and one port, so its order is kept. Where the uplink can cut up a TCP super-packet below the tunnel's
+//! headers, it is left as it is ([`Egress::whole`]).
 //!
 //! **Ingress.** A datagram is checked from the outside in; the first check that fails names the reason. What
 //! passes goes through [`Coalescer`](wire::offload::Coalescer) to the TUN device.
@@ -23,7 +24,7 @@ use std::net::IpAddr;
 
 use wire::packet::{Inner, UDP};
 
-pub use self::egress::{Datagrams, Egress};
+pub use self::egress::{Datagrams, Egress, SuperPacket};
 pub use self::ingress::{Ingress, IngressMessage};
 pub use self::reason::DropReason;
 

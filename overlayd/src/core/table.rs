@@ -6,6 +6,7 @@
 //! of either family, the counters.
 
 mod counters;
+mod direct;
 mod prefixes;
 
 use std::net::IpAddr;
@@ -14,7 +15,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, MacAddr};
 
+pub(super) use self::counters::Lane;
 pub use self::counters::{CounterBook, PeerCounters, PeerTraffic, Traffic};
+pub use self::direct::Direct;
 use self::prefixes::{Map, Prefixes, repoint};
 use super::cluster::{Own, Peer, PeerChange};
 
@@ -23,6 +26,7 @@ use super::cluster::{Own, Peer, PeerChange};
 pub struct Table {
     own: Own,
     vni: u32,
+    direct: Direct,
     paths: Vec<Path>,
     destinations_v4: Prefixes<u32>,
     destinations_v6: Prefixes<u128>,
@@ -39,6 +43,8 @@ pub(super) struct Path {
     pub(super) header_v4: EncapHeader,
     /// What precedes an inner IPv6 packet.
     pub(super) header_v6: EncapHeader,
+    /// Whether super-packets to it may leave whole.
+    pub(super) whole: bool,
     /// Inner sources accepted from it.
     pub(super) pod_cidrs: Arc<[IpNet]>,
     pub(super) counters: Arc<PeerCounters>,
@@ -67,6 +73,7 @@ impl Table {
         let mut table = Self {
             own: own.clone(),
             vni,
+            direct: Direct::default(),
             paths: Vec::with_capacity(peers.len()),
             destinations_v4: Prefixes::default(),
             destinations_v6: Prefixes::default(),
@@ -99,6 +106,22 @@ impl Table {
             }
         }
         table
+    }
+
+    /// This table with super-packets to these underlay addresses leaving whole, and to no others (at first to none).
+    #[must_use]
+    pub fn with_direct(mut self, direct: Direct) -> Self {
+        for path in &mut self.paths {
+            path.whole = direct.reaches(path.underlay);
+        }
+        self.direct = direct;
+        self
+    }
+
+    /// Where super-packets leave whole.
+    #[must_use]
+    pub fn direct(&self) -> &Direct {
+        &self.direct
     }
 
     fn add(&mut self, peer: &Peer, counters: &Arc<PeerCounters>) {
@@ -159,6 +182,7 @@ impl Table {
             underlay,
             header_v4: EncapHeader::new(self.vni, mac, self.own.mac, ETHERTYPE_IPV4),
             header_v6: EncapHeader::new(self.vni, mac, self.own.mac, ETHERTYPE_IPV6),
+            whole: self.direct.reaches(underlay),
             pod_cidrs: cidrs.iter().map(IpNet::trunc).collect(),
             counters,
         });

@@ -2,14 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use wire::offload::{OffloadError, Segments, finish};
-use wire::packet::{ENCAP_LEN, EncapHeader, Inner, Malformed, VirtioNetHdr};
+use wire::offload::{OffloadError, Outer, Segments, TunnelHeader, finish};
+use wire::packet::{ENCAP_LEN, EncapHeader, GsoKind, Inner, Malformed, VirtioNetHdr};
 
 use super::reason::DropReason;
 use super::{
     BATCH_BYTES, NOT_ECT, SEGMENTS_DEFAULT, SEGMENTS_MAX, SOURCE_PORTS, TUNNEL_PORT, is_to_port, is_unicast,
 };
-use crate::core::table::{Path, Table};
+use crate::core::table::{Lane, Path, Table};
 
 /// Batches open at a time.
 const BATCHES: usize = 8;
@@ -29,6 +29,42 @@ pub struct Datagrams<'a> {
     pub bytes: &'a [u8],
     /// How many there are.
     pub packets: u64,
+}
+
+/// A TCP super-packet that may be encapsulated as it is, for the uplink to cut up.
+#[derive(Clone, Copy, Debug)]
+pub struct SuperPacket<'a> {
+    /// Underlay address of the peer.
+    pub to: IpAddr,
+    /// Which source port, below [`SOURCE_PORTS`].
+    pub port_slot: usize,
+    /// The inner packet, its checksum partial.
+    pub packet: &'a [u8],
+    vnet: VirtioNetHdr,
+    inner: Inner,
+    encap: &'a EncapHeader,
+    lane: Option<&'a Lane>,
+}
+
+impl SuperPacket<'_> {
+    /// What precedes the packet on its way out, from this address of ours and this port to that of the peer.
+    ///
+    /// # Errors
+    /// If it must be cut up after all: it is too long for one outer packet, or the addresses are not of one family.
+    pub fn header(&self, own: IpAddr, ports: (u16, u16)) -> Result<TunnelHeader, OffloadError> {
+        let outer = Outer { source: own, destination: self.to, ports, ecn: self.inner.ecn() };
+        TunnelHeader::new(&outer, self.encap, &self.vnet, self.packet, &self.inner)
+    }
+
+    /// Counts it as sent, by the packets that it will be.
+    pub fn count(&self, now_ms: u64) {
+        let Ok(Some(segments)) = Segments::new(&self.vnet, self.packet, &self.inner) else { return };
+        let count = segments.count();
+        let bytes = self.packet.len() + (count - 1) * segments.headers();
+        if let Some(lane) = self.lane {
+            lane.add(count as u64, bytes as u64, now_ms);
+        }
+    }
 }
 
 /// Encapsulation state of one worker.
@@ -84,12 +120,7 @@ impl Egress {
         })?;
         let path = self.path(table, &inner)?;
         let header = if inner.is_v4() { &path.header_v4 } else { &path.header_v6 };
-        let key = BatchKey {
-            to: path.underlay,
-            // The hash's highest bits are its best.
-            port_slot: (inner.flow_hash() >> 60) as usize % SOURCE_PORTS,
-            ecn: inner.ecn(),
-        };
+        let key = BatchKey { to: path.underlay, port_slot: port_slot(&inner), ecn: inner.ecn() };
         let segments = Segments::new(&vnet, packet, &inner).map_err(|_| DropReason::EgressMalformed)?;
         let limit = self.segments_max;
         let (mut packets, mut bytes) = (0, 0);
@@ -126,6 +157,32 @@ impl Egress {
         Ok(())
     }
 
+    /// A frame as a super-packet that may leave whole, if it is one: TCP, and its peer is a neighbour on an uplink that segments
+    /// ([`Table::with_direct`]). What waits of its flow is sent first. Whoever cannot write it takes the frame to [`Self::push`],
+    /// and whoever can, counts it.
+    #[inline]
+    pub fn whole<'a>(
+        &mut self,
+        table: &'a Table,
+        frame: &'a [u8],
+        send: &mut impl FnMut(Datagrams<'_>),
+    ) -> Option<SuperPacket<'a>> {
+        let (vnet, packet) = VirtioNetHdr::split(frame)?;
+        if !matches!(vnet.kind(), Some(GsoKind::Tcp4 | GsoKind::Tcp6)) {
+            return None;
+        }
+        let inner = Inner::parse(packet).ok()?;
+        // Why there is no path is told by `push`.
+        let path = self.path(table, &inner).ok().filter(|path| path.whole)?;
+        let (to, port_slot) = (path.underlay, port_slot(&inner));
+        if let Some(at) = self.waiting(to, port_slot) {
+            self.batches[at].send(send);
+        }
+        let encap = if inner.is_v4() { &path.header_v4 } else { &path.header_v6 };
+        let lane = path.counters.tx(self.worker);
+        Some(SuperPacket { to, port_slot, packet: packet.get(..inner.length)?, vnet, inner, encap, lane })
+    }
+
     /// Sends whatever is waiting.
     pub fn flush(&mut self, send: &mut impl FnMut(Datagrams<'_>)) {
         for batch in &mut self.batches {
@@ -153,6 +210,14 @@ impl Egress {
         Ok(path)
     }
 
+    /// The open batch of this peer and port.
+    #[inline]
+    fn waiting(&self, to: IpAddr, port_slot: usize) -> Option<usize> {
+        let open =
+            |batch: &Batch| batch.packets > 0 && batch.key.to == to && batch.key.port_slot == port_slot;
+        self.batches.iter().position(open)
+    }
+
     /// The batch that takes a datagram of this length; what stands in the way is sent.
     #[inline]
     fn batch(
@@ -164,10 +229,7 @@ impl Egress {
         if length > BATCH_BYTES {
             return None;
         }
-        let open = |batch: &Batch| {
-            batch.packets > 0 && batch.key.to == key.to && batch.key.port_slot == key.port_slot
-        };
-        if let Some(at) = self.batches.iter().position(open) {
+        if let Some(at) = self.waiting(key.to, key.port_slot) {
             let batch = &mut self.batches[at];
             if batch.key.ecn != key.ecn || length > batch.segment || batch.length + length > BATCH_BYTES {
                 batch.send(send);
@@ -182,6 +244,12 @@ impl Egress {
         oldest.start(*key, length, self.clock);
         Some(oldest)
     }
+}
+
+/// The source port of a packet's flow. The hash's highest bits are its best.
+#[inline]
+fn port_slot(inner: &Inner) -> usize {
+    (inner.flow_hash() >> 60) as usize % SOURCE_PORTS
 }
 
 /// What all datagrams of a batch share; size aside.

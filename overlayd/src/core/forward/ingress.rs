@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use wire::offload::{Coalescer, Delivery};
-use wire::packet::{ENCAP_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encap, EncapError, Inner};
+use wire::packet::{ENCAP_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Encap, EncapError, Inner, VNET_LEN};
 
 use super::reason::DropReason;
 use super::{CE, ECT_0, ECT_1, NOT_ECT, TUNNEL_PORT, is_to_port, is_unicast};
@@ -105,11 +105,37 @@ impl IngressMessage<'_, '_> {
             Some(admitted) => admitted,
             None => self.admit(datagram)?,
         };
-        let tos = combine_ecn(inner.tos, self.ecn).ok_or(DropReason::EcnNotCapable)?;
-        self.packets += 1;
-        self.bytes += inner.length as u64;
+        let tos = self.count(packet, &inner)?;
         self.ingress.coalescer.push(&Delivery { packet, inner, tos }, write);
         Ok(())
+    }
+
+    /// The same for a datagram that came alone and may be overwritten: a super-packet in it, which peers send that leave
+    /// segmentation to the network card, is handed on where it lies.
+    ///
+    /// # Errors
+    /// Why the packet was dropped; the caller counts it.
+    pub fn push_alone(
+        &mut self,
+        datagram: &mut [u8],
+        write: &mut impl FnMut(&[u8]),
+    ) -> Result<(), DropReason> {
+        let (inner, packet) = self.admit(datagram)?;
+        let tos = self.count(packet, &inner)?;
+        // Admitted, so the header is there.
+        let place = datagram.get_mut(ENCAP_LEN - VNET_LEN..).ok_or(DropReason::Truncated)?;
+        self.ingress.coalescer.push_in_place(place, inner, tos, write);
+        Ok(())
+    }
+
+    /// Counts a packet for its peer, and says with which type of service it leaves.
+    #[inline]
+    fn count(&mut self, packet: &[u8], inner: &Inner) -> Result<u8, DropReason> {
+        let tos = combine_ecn(inner.tos, self.ecn).ok_or(DropReason::EcnNotCapable)?;
+        let (packets, bytes) = self.ingress.coalescer.stands_for(packet, inner);
+        self.packets += packets;
+        self.bytes += bytes;
+        Ok(tos)
     }
 
     /// A datagram that passes because it is like the last one that did.

@@ -13,7 +13,7 @@ use wire::packet::{ENCAP_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, MacAd
 use super::ingress::combine_ecn;
 use super::*;
 use crate::core::cluster::{Own, Peer, PeerPath};
-use crate::core::table::{CounterBook, PeerTraffic, Table};
+use crate::core::table::{CounterBook, Direct, PeerTraffic, Table};
 
 const VNI: u32 = 1;
 
@@ -170,11 +170,29 @@ fn decap(ecn: u8, datagrams: &[Vec<u8>]) -> Vec<Vec<u8>> {
     written
 }
 
+/// The same of one that comes alone, and as how many packets it counts.
+fn decap_alone(datagram: &[u8]) -> (Vec<Vec<u8>>, u64) {
+    let (table, book) = table(2);
+    let mut written = Vec::new();
+    let mut ingress = Ingress::new(0);
+    ingress.set_mtu(1450);
+    let mut place = datagram.to_vec();
+    let taken = ingress
+        .message(&table, 0, ip("192.0.2.1"), 0)
+        .push_alone(&mut place, &mut |frame| written.push(frame.to_vec()));
+    assert_eq!(taken, Ok(()));
+    ingress.flush(&mut |frame| written.push(frame.to_vec()));
+    (written, book.peers["node-1"].sum().rx.packets)
+}
+
 fn refuse_ingress_from(from: &str, ecn: u8, datagram: &[u8]) -> DropReason {
     let (table, book) = table(2);
     let mut ingress = Ingress::new(0);
     let mut write = |_: &[u8]| panic!("a dropped packet must not reach the device");
     let reason = ingress.message(&table, 0, ip(from), ecn).push(datagram, &mut write).expect_err("a drop");
+    let mut alone = datagram.to_vec();
+    let same = ingress.message(&table, 0, ip(from), ecn).push_alone(&mut alone, &mut write);
+    assert_eq!(same, Err(reason), "alone or with others");
     ingress.flush(&mut write);
     assert!(book.peers.values().all(|counters| counters.sum() == PeerTraffic::default()));
     reason

@@ -33,6 +33,53 @@ fn a_super_packet_fills_one_send_and_its_rest_is_carried_on() {
     assert_eq!((tx.packets, tx.bytes, tx.last_ms), (49, 49 * 1440, Some(6)));
 }
 
+/// Node 1's table, with its peers as neighbours on an uplink that segments.
+fn direct_table() -> (Table, CounterBook) {
+    let (table, book) = table(1);
+    let on_link = vec!["192.0.2.0/24".parse().expect("a prefix")];
+    (table.with_direct(Direct { on_link, elsewhere: Vec::new() }), book)
+}
+
+#[test]
+fn a_super_packet_to_a_neighbour_may_leave_whole_after_what_waits_of_its_flow() {
+    let (table, book) = direct_table();
+    let mut sent = Vec::new();
+    let mut egress = Egress::new(0);
+    egress.push(&table, 4, &frame(&tcp(0, &[7; 100])), &mut keep(&mut sent)).expect("sent");
+    let next = tcp_super(100, 1400, &[8; 3000]);
+    let whole = egress.whole(&table, &next, &mut keep(&mut sent)).expect("may leave whole");
+    assert_eq!(sent.len(), 1, "what waits goes first");
+    assert_eq!(
+        (whole.to, whole.port_slot, whole.packet),
+        (ip("192.0.2.2"), sent[0].port_slot, &next[VNET_LEN..])
+    );
+    let header = whole.header(ip("192.0.2.1"), (40_000, 8472)).expect("fits");
+    assert!(header.as_bytes().ends_with(&wrap(&next[VNET_LEN..])[..ENCAP_LEN]));
+    whole.count(9);
+    let tx = book.peers["node-2"].sum().tx;
+    // One of 140 bytes; 1400, 1400 and 200 bytes behind 40 each.
+    assert_eq!((tx.packets, tx.bytes, tx.last_ms), (4, 140 + 3120, Some(9)));
+}
+
+#[test]
+fn only_tcp_super_packets_to_neighbours_leave_whole() {
+    let mut send = |_: Datagrams<'_>| panic!("nothing waits");
+    let whole = tcp_super(0, 1400, &[7; 3000]);
+    let (far, _book) = table(1);
+    assert!(Egress::new(0).whole(&far, &whole, &mut send).is_none(), "the peer is no neighbour");
+    let (near, _book) = direct_table();
+    let mut datagrams = [&[1, 5, 28, 0, 100, 0, 20, 0, 6, 0][..], &packet_of(1000)].concat();
+    let mut egress = Egress::new(0);
+    assert!(egress.whole(&near, &datagrams, &mut send).is_none(), "the receiver could not tell their size");
+    datagrams[..VNET_LEN].fill(0);
+    assert!(egress.whole(&near, &datagrams, &mut send).is_none(), "a plain packet");
+    let mut astray = whole.clone();
+    astray[VNET_LEN + 18] = 77;
+    assert!(egress.whole(&near, &astray, &mut send).is_none(), "no peer owns it");
+    assert!(egress.whole(&near, &whole[..20], &mut send).is_none(), "cut off");
+    assert!(egress.whole(&near, &whole, &mut send).is_some());
+}
+
 #[test]
 fn the_segment_limit_is_kept() {
     let (table, _book) = table(1);

@@ -46,6 +46,14 @@ fn received_packets_are_counted_for_their_peer() {
 }
 
 #[test]
+fn a_datagram_alone_is_what_it_is_among_others() {
+    let giant = tcp_super(7, 1410, &[7; 60_000]);
+    assert_eq!(decap_alone(&wrap(&giant[VNET_LEN..])), (vec![giant], 43));
+    let packet = udp("10.244.1.5", "10.244.2.5", 53, b"hi");
+    assert_eq!(decap_alone(&[wrap(&packet), vec![0; 16]].concat()), (vec![frame(&packet)], 1));
+}
+
+#[test]
 fn ethernet_padding_is_cut_off() {
     let packet = udp("10.244.1.5", "10.244.2.5", 53, b"hi");
     assert_eq!(decap(0, &[[wrap(&packet), vec![0; 16]].concat()]), [frame(&packet)]);

@@ -36,6 +36,34 @@ fn a_warm_packet_path_does_not_allocate() {
     assert!(written >= 101 * 4);
 }
 
+#[test]
+fn super_packets_that_leave_and_come_whole_do_not_allocate() {
+    let on_link = vec!["192.0.2.0/24".parse().expect("a prefix")];
+    let out = table(1).0.with_direct(Direct { on_link, elsewhere: Vec::new() });
+    let (in_, _book) = table(2);
+    let (mut egress, mut ingress) = (Egress::new(0), Ingress::new(0));
+    ingress.set_mtu(1450);
+    let frame = tcp_super(0, 1400, &[7; 60_000]);
+    let mut datagram = wrap(&frame[VNET_LEN..]);
+    let encap: [u8; ENCAP_LEN] = *datagram.first_chunk().expect("wrapped");
+    let mut written = 0;
+    let mut turn = || {
+        let whole = egress.whole(&out, &frame, &mut |_| {}).expect("may leave whole");
+        assert!(whole.header(ip("192.0.2.1"), (40_000, 8472)).is_ok());
+        whole.count(0);
+        // In place only the room before the packet changes.
+        datagram[..ENCAP_LEN].copy_from_slice(&encap);
+        let mut message = ingress.message(&in_, 0, ip("192.0.2.1"), 0);
+        assert_eq!(message.push_alone(&mut datagram, &mut |_| written += 1), Ok(()));
+    };
+    turn();
+
+    let allocated = crate::allocations::during(|| (0..100).for_each(|_| turn()));
+
+    assert_eq!(allocated, 0);
+    assert_eq!(written, 101);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
