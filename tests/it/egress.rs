@@ -18,6 +18,7 @@ const TUNNEL_PORT: u16 = 8472;
 
 /// Of `linux/netfilter.h`.
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_NETDEV: u8 = 5;
 
 /// The port of a Service or node port.
 const SERVICE_PORT: u16 = 30_080;
@@ -348,7 +349,7 @@ fn source_ports_are_fully_random_unless_told_otherwise() {
 }
 
 fn is_own(object: &Object) -> bool {
-    object.family == NFPROTO_INET && object.table() == TABLE
+    [NFPROTO_INET, NFPROTO_NETDEV].contains(&object.family) && object.table() == TABLE
 }
 
 fn foreign(node: &Node) -> Vec<Object> {
@@ -383,7 +384,8 @@ fn tables_of_others_stay_as_they_are_to_the_byte() {
     assert_eq!(foreign(&node), before, "after the start");
 
     node.delete_table(TABLE);
-    eventually("our table is back", SOON, || own(&node).iter().any(|object| object.kind == NEW_RULE));
+    let is_back = |object: &Object| object.family == NFPROTO_INET && object.kind == NEW_RULE;
+    eventually("our table is back", SOON, || own(&node).iter().any(is_back));
     assert_eq!(foreign(&node), before, "after a repair");
     let server = lab.outside().serve();
     assert_eq!(seen(&pod, server.v4()), node.v4(), "the repaired table works");

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::Control;
 use crate::core::cluster::Peer;
+use crate::core::desired::uplink::why_none;
 use crate::core::status::{LeaseStatus, PeerStatus, RefusedStatus, SilenceWatch, Status, age};
 use crate::core::table::PeerTraffic;
+use crate::datapath::TUNNEL_GSO;
 use crate::edge::board::Readiness;
 
 /// Peers that are listened to in one second: their counters are spread over as many cache lines as there are workers. Trouble is
@@ -86,6 +88,16 @@ impl Control {
         self.silence.next += LISTEN;
     }
 
+    /// Offloads by name, with what the workers cannot know.
+    fn offloads(&self) -> BTreeMap<String, String> {
+        let mut offloads = self.tunnel.offloads();
+        if self.tunnel.lacks_uplink(&offloads) {
+            let why = self.reconciler.uplink_refusal().unwrap_or_else(|| why_none(&self.config));
+            offloads.insert(TUNNEL_GSO.to_owned(), format!("off: {why}"));
+        }
+        offloads
+    }
+
     fn snapshot(&self, readiness: &Readiness) -> Status {
         let own = self.book.cluster().own.as_ref();
         let underlay_v4 = own.and_then(|own| own.underlay_v4).map(|address| address.to_string());
@@ -107,7 +119,7 @@ impl Control {
             source: self.source_words(),
             nodes: self.source_status(),
             workers: self.config.workers,
-            offloads: self.tunnel.offloads(),
+            offloads: self.offloads(),
             peers: self.peers(),
             refused: self.refused(),
             leases: self.lease_list(),

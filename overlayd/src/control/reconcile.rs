@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use super::Control;
 use crate::core::backoff::{Backoff, RED_AFTER};
 use crate::core::config::Config;
+use crate::core::desired::uplink::direct;
 use crate::core::desired::{Inputs, desired};
 use crate::core::notice::Reason;
 use crate::core::plan::ruleset::Ruleset;
@@ -52,6 +53,8 @@ pub(super) struct Reconciler {
     /// Our nftables table as it was last set or found.
     table: Option<Ruleset>,
     conflicts: Vec<Conflict>,
+    /// Why the kernel does not take super-packets' way to the uplinks, if so.
+    uplink_refusal: Option<String>,
     numbers: ReconcileStatus,
 }
 
@@ -71,6 +74,7 @@ impl Reconciler {
             settled: false,
             table: None,
             conflicts: Vec::new(),
+            uplink_refusal: None,
             numbers: ReconcileStatus::default(),
         })
     }
@@ -128,6 +132,11 @@ impl Reconciler {
     /// Foreign objects in our way.
     pub(super) fn conflicts(&self) -> &[Conflict] {
         &self.conflicts
+    }
+
+    /// Why the kernel does not take super-packets' way to the uplinks, if so.
+    pub(super) fn uplink_refusal(&self) -> Option<&str> {
+        self.uplink_refusal.as_deref()
     }
 
     /// Numbers since the start.
@@ -227,6 +236,8 @@ impl Control {
         let rewritten = self.reconciler.table.as_ref().is_some_and(|set| !is_as_set(set));
         self.reconciler.conflicts = found;
         let applied = self.reconciler.apply(&ops);
+        let ways = self.inputs(&path_mtus).map(direct).unwrap_or_default();
+        self.open_uplinks(ways);
         if applied.is_ok() {
             self.reconciler.table = Some(want.table);
         }
@@ -279,8 +290,20 @@ impl Reconciler {
                 Ok(applied) => {
                     tracing::debug!(?op, "kernel changed");
                     self.stale |= !self.observed.as_mut().is_some_and(|have| have.take_in(op));
-                    self.numbers.changes += 1;
+                    // What goes with the daemon is made by each.
+                    match op {
+                        Op::OpenUplinks(_) => self.uplink_refusal = None,
+                        _ => self.numbers.changes += 1,
+                    }
                     self.numbers.conntrack_deleted += applied.conntrack_deleted;
+                }
+                // A kernel without `nft_fwd_netdev`, say: super-packets are cut up then, and nothing else is amiss.
+                Err(error) if matches!(op, Op::OpenUplinks(_)) => {
+                    let refusal = error.to_string();
+                    if self.uplink_refusal.as_ref() != Some(&refusal) {
+                        tracing::info!(%refusal, "super-packets cannot leave whole");
+                    }
+                    self.uplink_refusal = Some(refusal);
                 }
                 Err(error) => {
                     self.stale = true;

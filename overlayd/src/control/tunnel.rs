@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 use super::{Control, PATH_MTU_EXPIRY};
 use crate::core::backoff::Backoff;
 use crate::core::cluster::{Change, Own, PeerChange};
-use crate::core::config::Config;
+use crate::core::config::{Config, TunnelGso};
+use crate::core::desired::uplink;
 use crate::core::forward::DropReason;
 use crate::core::status::TableStatus;
-use crate::core::table::{CounterBook, Table};
-use crate::datapath::{self, Datapath, DatapathConfig, Event, StartError};
+use crate::core::table::{CounterBook, Direct, Table};
+use crate::datapath::{self, Datapath, DatapathConfig, Event, StartError, TUNNEL_GSO};
 
 /// Path MTU reports that may wait; more are lost, and the next packet reports again.
 const PATH_MTU_QUEUE: usize = 256;
@@ -49,6 +50,8 @@ pub(super) struct Tunnel {
     counters: CounterBook,
     numbers: TableStatus,
     news: TableNews,
+    /// Where super-packets leave whole.
+    direct: Direct,
     path_mtus: mpsc::Sender<Tagged>,
     rare: mpsc::UnboundedSender<Tagged>,
     /// Drops of the datapaths that ended: counters never go back.
@@ -84,6 +87,7 @@ impl Tunnel {
             counters: CounterBook::default(),
             numbers: TableStatus::default(),
             news: TableNews::default(),
+            direct: Direct::default(),
             path_mtus,
             rare,
             drops_before: BTreeMap::new(),
@@ -145,6 +149,11 @@ impl Tunnel {
         self.running.as_ref().map(|running| running.datapath.offloads()).unwrap_or_default()
     }
 
+    /// Whether super-packets can leave whole as far as the workers know, and no uplink is there for them.
+    pub(super) fn lacks_uplink(&self, offloads: &BTreeMap<String, String>) -> bool {
+        offloads.get(TUNNEL_GSO).is_some_and(|state| state == "on") && self.direct.on_link.is_empty()
+    }
+
     /// The kernel changed: what kept the datapath from starting may be gone.
     pub(super) fn kernel_changed(&mut self) {
         let soon = Instant::now() + HURRY;
@@ -202,6 +211,8 @@ impl Control {
     }
 
     fn start_tunnel(&mut self, wished: &DatapathConfig) {
+        // The device is a new one, to which no way leads yet.
+        self.tunnel.direct = Direct::default();
         let Some(table) = self.build_table() else { return };
         self.publish_due = true;
         match self.tunnel.start(wished, Arc::new(table)) {
@@ -227,7 +238,22 @@ impl Control {
         self.tunnel.news = TableNews::default();
         let own = self.book.cluster().own.as_ref()?;
         let (vni, workers) = (self.config.vni, self.config.workers);
-        Some(Table::build(own, &self.book.cluster().peers, vni, workers, &mut self.tunnel.counters))
+        let table = Table::build(own, &self.book.cluster().peers, vni, workers, &mut self.tunnel.counters);
+        Some(table.with_direct(self.tunnel.direct.clone()))
+    }
+
+    /// Tells the workers where super-packets leave whole now.
+    pub(super) fn open_uplinks(&mut self, direct: Direct) {
+        if self.tunnel.direct == direct {
+            return;
+        }
+        self.tunnel.direct = direct;
+        if let Some(running) = &mut self.tunnel.running {
+            let table = Arc::new((*running.table).clone().with_direct(self.tunnel.direct.clone()));
+            running.datapath.swap(Arc::clone(&table));
+            running.table = table;
+            self.publish_due = true;
+        }
     }
 
     fn swap_table(&mut self) {
@@ -319,6 +345,7 @@ impl Control {
 fn datapath_config(config: &Config, own: &Own, epoch: Instant) -> DatapathConfig {
     DatapathConfig {
         device: config.device.clone(),
+        tap: (config.tunnel_gso != TunnelGso::Never).then(|| uplink::tap_name(&config.device)),
         workers: config.workers,
         port: config.port,
         underlay_v4: own.underlay_v4,

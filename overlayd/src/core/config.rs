@@ -65,6 +65,8 @@ pub struct Config {
     pub queue_length: u32,
     /// `spin`: how long an idle worker polls before it sleeps, in microseconds, default 50, at most 1000.
     pub spin: Duration,
+    /// `tunnel_gso`: which uplinks super-packets are left whole for, default auto.
+    pub tunnel_gso: TunnelGso,
     /// `take_over`: ask a daemon that runs already to hand over, default false.
     pub take_over: bool,
     /// `run_dir`: lock, sockets, cache; default `/run/overlayd`.
@@ -99,6 +101,18 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Which uplinks super-packets are left whole for, of those that offer to cut them up below a tunnel's headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelGso {
+    /// Veths, as nodes that are containers have. Behind them is the same kernel, while the tunnel offloads of network cards have a
+    /// history of faults that lose such packets silently.
+    Auto,
+    /// All.
+    Always,
+    /// None.
+    Never,
 }
 
 /// One fault of the configuration.
@@ -181,6 +195,7 @@ impl Config {
             spin: Duration::from_micros(
                 layers.value("spin", |t| values::number(t, 0..=1000_u32)).unwrap_or(50).into(),
             ),
+            tunnel_gso: layers.value("tunnel_gso", values::tunnel_gso).unwrap_or(TunnelGso::Auto),
             run_dir: layers.value("run_dir", values::run_dir).unwrap_or_else(|| "/run/overlayd".into()),
             cni_conf_dir: layers.value("cni_conf_dir", values::directory),
             cni_bin_dir: layers

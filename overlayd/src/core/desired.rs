@@ -4,6 +4,7 @@
 
 pub mod egress;
 mod keeping;
+pub mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use super::cluster::{Cluster, Own};
 use super::config::Config;
 use super::leases::ObservedVeth;
 use super::plan::ruleset::{Device, FORWARD_TAG, Family, Part, Range, Rule, Ruleset, ranges};
-use super::plan::{Actual, Neighbour, Route, Via};
+use super::plan::{Actual, Neighbour, Route, UplinkTable, Via};
 
 /// Bytes that VXLAN puts around an inner packet over IPv4: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, 5).
 pub const OVERHEAD_V4: u32 = 50;
@@ -71,6 +72,8 @@ pub struct Desired {
     pub sysctls: Vec<Sysctl>,
     /// Our nftables table.
     pub table: Ruleset,
+    /// The way of super-packets that leave whole.
+    pub uplink_table: Option<UplinkTable>,
     /// Whether the rules below go into foreign forward chains that drop by policy.
     pub forward_accept: bool,
     /// What such a chain must accept for pods to be reachable.
@@ -117,6 +120,7 @@ pub fn desired(inputs: Inputs<'_>) -> Desired {
         bare_flow_sources: sources,
         bare_flow_exempt: exempt(inputs, &cluster, &families),
         own_cidrs: own.pod_cidrs.clone(),
+        uplink_table: uplink::table(inputs),
         table,
     }
 }

@@ -43,6 +43,10 @@ pub struct Actual {
     pub routes: BTreeSet<Route>,
     /// Our nftables table.
     pub table: Option<Ruleset>,
+    /// The TAP device that super-packets leave by whole, while the datapath has it open.
+    pub tap: Option<Device>,
+    /// What our table of the `netdev` family does, if there is one.
+    pub uplink_table: Option<UplinkTable>,
     /// Base chains of others on the forward hook that drop by policy or hold rules of ours.
     pub forward_chains: Vec<ForwardChain>,
     /// Values of the sysctls that we care about, by path below `/proc/sys`; one that does not exist is not here.
@@ -74,13 +78,18 @@ impl Actual {
                 let Some(table) = &mut self.table else { return false };
                 changes.iter().all(|change| table.take_in(change))
             }
+            Op::OpenUplinks(table) => {
+                self.uplink_table = Some(table.clone());
+                self.tap.iter_mut().for_each(|tap| tap.up = true);
+                self.tap.is_some()
+            }
             Op::ForgetBareFlows { .. } => true,
             _ => false,
         }
     }
 }
 
-/// Our TUN device.
+/// A device of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
     /// Interface index.
@@ -93,6 +102,16 @@ pub struct Device {
     pub tx_queue_len: u32,
     /// Whether it is up.
     pub up: bool,
+}
+
+/// Our table of the `netdev` family: what is written to a TAP device leaves by a link of each family, and nothing else enters
+/// there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UplinkTable {
+    /// Name of the TAP device.
+    pub device: String,
+    /// Index of the link by which outer packets of a family leave.
+    pub links: Vec<(Family, u32)>,
 }
 
 /// A permanent neighbour entry on a veth of ours.
@@ -121,6 +140,8 @@ pub struct ForeignLink {
     pub up: bool,
     /// Its addresses.
     pub addresses: Vec<IpNet>,
+    /// Whether it segments TCP below the headers of a UDP tunnel, outer checksums included.
+    pub tunnel_gso: bool,
     /// UDP port, if it is a vxlan device.
     pub vxlan_port: Option<u16>,
     /// VNI, if it is a vxlan device.
@@ -136,6 +157,8 @@ pub struct ForeignRoute {
     pub metric: u32,
     /// Name of the link it leaves by, if it has one.
     pub link: Option<String>,
+    /// Whether it leads to a router.
+    pub gateway: bool,
 }
 
 /// A route of ours in table main. Destination and metric are its identity.
@@ -227,6 +250,8 @@ pub enum Op {
     ChangeElements(Vec<ElementChange>),
     /// Deletes our table.
     DeleteTable,
+    /// Brings the TAP device up, and puts this in the place of our table of the `netdev` family.
+    OpenUplinks(UplinkTable),
     /// Deletes conntrack entries that leave the cluster without source NAT: they began while our table was missing,
     /// and would stay bare for as long as they live.
     ForgetBareFlows {
@@ -267,6 +292,7 @@ pub fn plan(want: &Desired, have: &Actual) -> Vec<Op> {
     veths(want, have, &mut create);
     routes(want, have, &mut create, &mut delete);
     table(want, have, &mut create);
+    uplink(want, have, &mut create);
     forward(want, have, &mut create, &mut delete);
     let surplus = have.veths.iter().filter(|veth| want.surplus_links.contains(&veth.index));
     delete.extend(surplus.map(|veth| Op::DeleteLink { link: veth.index, name: veth.name.clone() }));
@@ -386,6 +412,12 @@ fn table(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
     if exposed {
         create.push(forget_bare_flows(want));
     }
+}
+
+/// A table that is not wanted any more may stay: nobody writes to the device then, and it goes with the daemon.
+fn uplink(want: &Desired, have: &Actual, create: &mut Vec<Op>) {
+    let is_open = have.tap.as_ref().is_some_and(|tap| tap.up) && have.uplink_table == want.uplink_table;
+    create.extend(want.uplink_table.iter().filter(|_| !is_open).cloned().map(Op::OpenUplinks));
 }
 
 fn forget_bare_flows(want: &Desired) -> Op {

@@ -19,6 +19,8 @@ pub(super) enum Link {
     Absent,
     /// A TUN device with this index; `usable` if its flags are those we attach with.
     Tun { index: u32, usable: bool },
+    /// A TAP device with this index.
+    Tap { index: u32 },
     /// Something else, of this kind.
     Foreign(String),
 }
@@ -79,7 +81,7 @@ fn classify(link: &LinkMessage) -> Link {
     };
     let flag = |number: u16| flags.get(usize::from(number)).copied().flatten();
     if flag(TUN_TYPE) != Some(libc::IFF_TUN as u8) {
-        return Link::Foreign("tap".to_owned());
+        return Link::Tap { index: link.header.index };
     }
     let usable = flag(TUN_PI) == Some(0) && flag(TUN_VNET_HDR) == Some(1) && flag(TUN_MULTI_QUEUE) == Some(1);
     Link::Tun { index: link.header.index, usable }

@@ -8,12 +8,13 @@
 //! Super-packets of up to 64 KiB cross each system call in both directions; what is decided about them, and all byte work,
 //! is `core::forward`. There are as many workers as configured, each with its own TUN queue and its own receiving socket per
 //! underlay family; they share the sending sockets, the peer table (a snapshot, replaced whole) and one descriptor that
-//! stops them. A worker that meets something beyond repair (the device was deleted) reports [`Event::Failed`] and ends: whoever
+//! stops them. A TCP super-packet leaves whole where the uplink cuts it up: by a queue of a TAP device ([`tap`]). A worker that meets something beyond repair (the device was deleted) reports [`Event::Failed`] and ends: whoever
 //! owns the [`Datapath`] drops it and starts another. The device stays, with its addresses and routes.
 
 mod link;
 mod spin;
 mod sys;
+mod tap;
 mod tun;
 mod udp;
 mod worker;
@@ -40,6 +41,8 @@ use crate::core::table::Table;
 pub struct DatapathConfig {
     /// TUN device name.
     pub device: String,
+    /// Name of the TAP device by which super-packets may leave whole; none to cut all of them up.
+    pub tap: Option<String>,
     /// Threads, queues and sockets.
     pub workers: usize,
     /// UDP port.
@@ -98,6 +101,9 @@ pub enum StartError {
         cause: io::Error,
     },
 }
+
+/// Name of the offload that lets super-packets leave whole.
+pub const TUNNEL_GSO: &str = "tunnel_gso";
 
 /// Offloads by name, with "on", "off" or why one was stepped down.
 type Offloads = BTreeMap<String, String>;
@@ -186,6 +192,18 @@ pub fn start(
     let mut offloads =
         Offloads::from(["udp_segment", "udp_gro"].map(|name| (name.to_owned(), "on".to_owned())));
     let queues = tun::open(&config.device, workers, &mut offloads)?;
+    let taps = match config.tap.as_ref().map(|name| tap::open(name, workers)) {
+        Some(Ok(taps)) => {
+            offloads.insert(TUNNEL_GSO.to_owned(), "on".to_owned());
+            taps
+        }
+        refused => {
+            let why = refused.and_then(Result::err).unwrap_or_else(|| "by configuration".to_owned());
+            offloads.insert(TUNNEL_GSO.to_owned(), format!("off: {why}"));
+            Vec::new()
+        }
+    };
+    let mut taps = taps.into_iter();
     let os = |what: &str| {
         let what = what.to_owned();
         move |cause: io::Error| StartError::Os { what, cause }
@@ -206,6 +224,7 @@ pub fn start(
         let parts = worker::Parts {
             index,
             queue,
+            tap: taps.next(),
             underlays,
             shared,
             port: config.port,

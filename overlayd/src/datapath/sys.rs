@@ -16,6 +16,9 @@ pub(super) mod tun_offload {
     pub(crate) const TSO: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
     /// UDP super-packets; the kernel takes both families or none (6.2 and later).
     pub(crate) const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    /// `TUN_F_UDP_TUNNEL_GSO` and `TUN_F_UDP_TUNNEL_GSO_CSUM`: super-packets below the headers of a UDP tunnel, and the outer
+    /// checksum left to the kernel (6.17 and later).
+    pub(crate) const UDP_TUNNEL: u32 = 0x80 | 0x100;
 }
 
 /// Attaches an open `/dev/net/tun` to the device `name` as one queue, and creates the device if there is none.

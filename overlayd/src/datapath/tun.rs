@@ -18,7 +18,7 @@ use super::{Offloads, StartError};
 pub(super) type Queue = tun::Device;
 
 /// What is opened for each queue.
-const DEVICE: &str = "/dev/net/tun";
+pub(super) const DEVICE: &str = "/dev/net/tun";
 
 /// Bytes of the virtio-net header before each packet: without `num_buffers`, which needs mergeable buffers.
 const HEADER: i32 = 10;
@@ -34,7 +34,8 @@ pub(super) fn open(name: &str, count: usize, offloads: &mut Offloads) -> Result<
         Link::Tun { index, .. } => {
             link::delete(index).map_err(failed("deleting the TUN device with other flags"))?;
         }
-        Link::Foreign(kind) => {
+        foreign @ (Link::Tap { .. } | Link::Foreign(_)) => {
+            let kind = if let Link::Foreign(kind) = foreign { kind } else { "tap".to_owned() };
             return Err(StartError::Os {
                 what: format!("using {name} as the TUN device"),
                 cause: io::Error::new(

@@ -19,7 +19,10 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 use super::StartError;
 use super::sys::{self, Control};
-use crate::core::forward::{Datagrams, DropReason, SEGMENTS_DEFAULT, SEGMENTS_MAX, SOURCE_PORTS};
+use crate::core::forward::{
+    Datagrams, DropReason, SEGMENTS_DEFAULT, SEGMENTS_MAX, SOURCE_PORTS, SuperPacket,
+};
+use wire::offload::{OffloadError, TunnelHeader};
 
 /// Room for bursts while a worker is busy elsewhere: about 4 ms at 10 Gbit/s, as the kernel counts memory.
 const BUFFER: usize = 8 << 20;
@@ -57,6 +60,8 @@ pub(super) struct Senders {
     local: IpAddr,
     port: u16,
     pool: Vec<Socket>,
+    /// The ports of the pool.
+    source_ports: Vec<u16>,
     spare: Socket,
     segments_max: usize,
 }
@@ -79,12 +84,22 @@ impl Senders {
         let failed = |cause| start_error(address, cause);
         let pool = (0..SOURCE_PORTS)
             .map(|_| sender(address, Fragments::Never))
-            .collect::<io::Result<_>>()
+            .collect::<io::Result<Vec<_>>>()
             .map_err(failed)?;
+        let source_ports = pool.iter().map(bound_port).collect::<io::Result<_>>().map_err(failed)?;
         let spare = sender(address, Fragments::Allowed).map_err(failed)?;
         let segments_max =
             if takes_most_segments(local).map_err(failed)? { SEGMENTS_MAX } else { SEGMENTS_DEFAULT };
-        Ok(Self { local, port, pool, spare, segments_max })
+        Ok(Self { local, port, pool, source_ports, spare, segments_max })
+    }
+
+    /// What precedes a super-packet that leaves whole as if one of our sockets had sent it.
+    ///
+    /// # Errors
+    /// If it must be cut up after all.
+    pub(super) fn header(&self, packet: &SuperPacket<'_>) -> Result<TunnelHeader, OffloadError> {
+        let source = self.source_ports[packet.port_slot % SOURCE_PORTS];
+        packet.header(self.local, (source, self.port))
     }
 
     /// Datagrams that this kernel takes in one send.
@@ -221,6 +236,10 @@ fn sender(address: SocketAddr, fragments: Fragments) -> io::Result<Socket> {
     sys::set_option(&socket, level, name, mode)?;
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+fn bound_port(socket: &Socket) -> io::Result<u16> {
+    socket.local_addr()?.as_socket().map(|address| address.port()).ok_or(io::ErrorKind::Unsupported.into())
 }
 
 fn open(address: IpAddr) -> io::Result<Socket> {

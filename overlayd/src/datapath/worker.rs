@@ -1,7 +1,8 @@
 //! One worker: a plain thread that serves one TUN queue and one UDP socket per underlay family, in both directions, from one
 //! epoll. It loads the peer table and the time once per batch, and makes no other system call than read, write, send, receive and wait.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use tun::AbstractDevice as _;
 use super::spin::Spin;
 use super::tun::Queue;
 use super::udp::{Inbox, Senders};
-use super::{DropLine, Event, Shared};
-use crate::core::forward::{self, Datagrams, DropReason, Egress, Ingress};
+use super::{DropLine, Event, Shared, TUNNEL_GSO};
+use crate::core::forward::{self, Datagrams, DropReason, Egress, Ingress, SuperPacket};
 use crate::core::table::Table;
 use wire::packet::{GsoKind, VNET_LEN, VirtioNetHdr};
 
@@ -42,12 +43,15 @@ const UNSEGMENTED_FOR_MS: u64 = 60_000;
 
 const STOP: u64 = 0;
 const TUN: u64 = 1;
-const UDP: u64 = 2;
+const TAP: u64 = 2;
+const UDP: u64 = 3;
 
 /// What a worker is made of.
 pub(super) struct Parts {
     pub(super) index: usize,
     pub(super) queue: Queue,
+    /// Where super-packets leave whole, if they may.
+    pub(super) tap: Option<File>,
     /// The family's own address, its receiver, its senders.
     pub(super) underlays: Vec<(IpAddr, Socket, Arc<Senders>)>,
     pub(super) shared: Arc<Shared>,
@@ -58,14 +62,20 @@ pub(super) struct Parts {
 
 /// Runs until told to stop (`Ok`), or until something is beyond repair.
 pub(super) fn run(parts: Parts) -> io::Result<()> {
-    let Parts { index, queue, underlays, shared, port, spin, epoch } = parts;
+    let Parts { index, queue, tap, underlays, shared, port, spin, epoch } = parts;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(&shared.stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
     // SAFETY: the descriptor belongs to `queue`, which outlives the borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(&queue)) };
     epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
+    if let Some(tap) = &tap {
+        // Nothing is read from it: it is watched for its end, which wakes readers.
+        epoll.add(tap, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, TAP))?;
+    }
     let mut outlet = Outlet {
         senders: Vec::new(),
+        tap,
+        cut_up: Recent::new(UNSEGMENTED_FOR_MS),
         narrow: Recent::new(NARROW_FOR_MS),
         unsegmented: Recent::new(UNSEGMENTED_FOR_MS),
         index,
@@ -135,6 +145,10 @@ impl Worker<'_> {
                     match event.data() {
                         STOP => return Ok(()),
                         TUN => self.serve_tun(now_ms)?,
+                        TAP if event.events().contains(EpollFlags::EPOLLERR) => {
+                            return Err(io::Error::other("the TAP device was deleted"));
+                        }
+                        TAP => {}
                         udp => self.serve_udp((udp - UDP) as usize, now_ms)?,
                     }
                 }
@@ -163,12 +177,16 @@ impl Worker<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            if let Err(reason) =
-                egress.push(table, now_ms, &buffer[..length], &mut |batch| outlet.send(&batch))
+            bytes += length;
+            let frame = &buffer[..length];
+            if outlet.tap.is_some()
+                && let Some(packet) = egress.whole(table, frame, &mut |batch| outlet.send(&batch))
+                && outlet.send_whole(&packet)
             {
+                packet.count(now_ms);
+            } else if let Err(reason) = egress.push(table, now_ms, frame, &mut |batch| outlet.send(&batch)) {
                 outlet.drops().add(reason, 1);
             }
-            bytes += length;
             if bytes >= TURN_BYTES {
                 break;
             }
@@ -204,9 +222,17 @@ impl Worker<'_> {
                 continue;
             }
             let mut message = ingress.message(table, now_ms, arrival.from, arrival.ecn);
-            for datagram in datagrams(&buffer[..arrival.length], arrival.segment) {
-                if let Err(reason) = message.push(datagram, &mut |frame| inlet.write(frame)) {
+            let received = &mut buffer[..arrival.length];
+            if arrival.segment >= arrival.length {
+                // An empty message is one empty datagram: it too must be judged, and counted.
+                if let Err(reason) = message.push_alone(received, &mut |frame| inlet.write(frame)) {
                     inlet.drops().add(reason, 1);
+                }
+            } else {
+                for datagram in received.chunks(arrival.segment) {
+                    if let Err(reason) = message.push(datagram, &mut |frame| inlet.write(frame)) {
+                        inlet.drops().add(reason, 1);
+                    }
                 }
             }
             bytes += arrival.length;
@@ -238,16 +264,40 @@ struct Outlet {
     narrow: Recent,
     /// Peers towards which the kernel segments nothing.
     unsegmented: Recent,
+    /// Where super-packets leave whole.
+    tap: Option<File>,
+    /// Peers whose super-packets it refused.
+    cut_up: Recent,
     index: usize,
     now_ms: u64,
     shared: Arc<Shared>,
 }
 
 impl Outlet {
+    /// Sends a super-packet whole, unless it must be cut up.
+    fn send_whole(&mut self, packet: &SuperPacket<'_>) -> bool {
+        // Towards a narrow path sockets find out what passes.
+        if self.cut_up.holds(packet.to, self.now_ms) || self.narrow.holds(packet.to, self.now_ms) {
+            return false;
+        }
+        let Some(mut tap) = self.tap.as_ref() else { return false };
+        let Some(Ok(header)) = of_family(&self.senders, packet.to).map(|senders| senders.header(packet))
+        else {
+            return false;
+        };
+        let Err(error) = tap.write_vectored(&[IoSlice::new(header.as_bytes()), IoSlice::new(packet.packet)])
+        else {
+            return true;
+        };
+        if let Some(errno @ libc::EINVAL) = error.raw_os_error() {
+            self.cut_up.note(packet.to, self.now_ms);
+            self.shared.step_down(TUNNEL_GSO, "the device refused a super-packet", errno);
+        }
+        false
+    }
+
     fn send(&mut self, batch: &Datagrams<'_>) {
-        let senders =
-            self.senders.iter().find(|(v4, _)| *v4 == batch.to.is_ipv4()).map(|(_, senders)| senders);
-        let Some(senders) = senders else {
+        let Some(senders) = of_family(&self.senders, batch.to) else {
             self.drops().add(DropReason::SendFailed, batch.packets);
             return;
         };
@@ -277,6 +327,11 @@ impl Outlet {
     fn drops(&self) -> &DropLine {
         &self.shared.drops[self.index]
     }
+}
+
+/// The senders of this address's family.
+fn of_family(senders: &[(bool, Arc<Senders>)], to: IpAddr) -> Option<&Senders> {
+    senders.iter().find(|(v4, _)| *v4 == to.is_ipv4()).map(|(_, senders)| senders.as_ref())
 }
 
 /// Peers with which something was the matter lately; of many at a time some are forgotten early.
@@ -383,11 +438,6 @@ fn write_once(queue: &mut Queue, frame: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The datagrams of a message. An empty message is one empty datagram: it too must be judged, and counted.
-fn datagrams(message: &[u8], segment: usize) -> impl Iterator<Item = &[u8]> {
-    message.chunks(segment.max(1)).chain(message.is_empty().then_some(message))
-}
-
 /// Packets in a frame of `length` bytes.
 fn packets(header: VirtioNetHdr, length: usize) -> u64 {
     let headers = VNET_LEN + usize::from(header.hdr_len.get());
@@ -416,13 +466,6 @@ mod tests {
         recent.note(one, 1000);
         assert!(recent.holds(one, 1999));
         assert_eq!(recent.noted.iter().flatten().count(), 2);
-    }
-
-    #[test]
-    fn an_empty_message_is_one_empty_datagram() {
-        assert_eq!(datagrams(&[], 0).collect::<Vec<_>>(), [&[] as &[u8]]);
-        assert_eq!(datagrams(&[1, 2, 3], 3).collect::<Vec<_>>(), [&[1, 2, 3]]);
-        assert_eq!(datagrams(&[1, 2, 3], 2).collect::<Vec<_>>(), [&[1, 2][..], &[3]]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::core::plan::ruleset::{Device, Family, Membership, Part};
 use cni_shim::netlink::attribute::{self, Attributes};
 
 /// `NFT_REG_1`; `NFT_REG_VERDICT` is 0.
-const REGISTER: u32 = 1;
+pub(super) const REGISTER: u32 = 1;
 
 /// `enum nft_meta_keys`.
 const META_MARK: u32 = 3;
@@ -19,7 +19,7 @@ const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
 /// `enum nft_payload_bases`.
-const NETWORK: u32 = 1;
+pub(super) const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6` of `linux/netfilter.h`.
@@ -27,7 +27,7 @@ const PROTO_IPV4: u8 = 2;
 const PROTO_IPV6: u8 = 10;
 
 /// `NFT_CMP_EQ` and `NFT_CMP_NEQ`.
-const EQUAL: u32 = 0;
+pub(super) const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
 
 /// `NF_DROP`, `NF_ACCEPT`, and `NFT_RETURN` (-5).
@@ -42,9 +42,9 @@ const INVERSE: u32 = 1;
 const RANDOM_FULLY: u32 = 1 << 4;
 
 /// `NFTA_LIST_ELEM`, `NFTA_EXPR_NAME`, `NFTA_EXPR_DATA`, `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`, `NFTA_VERDICT_CODE`.
-const LIST_ELEMENT: u16 = 1;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
+pub(super) const LIST_ELEMENT: u16 = 1;
+pub(super) const EXPRESSION_NAME: u16 = 1;
+pub(super) const EXPRESSION_DATA: u16 = 2;
 pub(super) const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
@@ -57,7 +57,7 @@ fn source_at(family: Family) -> (u32, u32) {
     }
 }
 
-fn destination_at(family: Family) -> (u32, u32) {
+pub(super) fn destination_at(family: Family) -> (u32, u32) {
     match family {
         Family::V4 => (16, 4),
         Family::V6 => (24, 16),
@@ -120,7 +120,7 @@ fn encode_part(list: Attributes, part: &Part) -> Attributes {
     }
 }
 
-fn expression(list: Attributes, name: &str, data: &Attributes) -> Attributes {
+pub(super) fn expression(list: Attributes, name: &str, data: &Attributes) -> Attributes {
     let one = Attributes::default().text(EXPRESSION_NAME, name).nested(EXPRESSION_DATA, data);
     list.nested(LIST_ELEMENT, &one)
 }
@@ -144,7 +144,7 @@ fn mask(list: Attributes, bits: &[u8; 4]) -> Attributes {
 }
 
 /// `NFTA_CMP_SREG`, `_OP`, `_DATA`.
-fn compare(list: Attributes, operator: u32, with: &[u8]) -> Attributes {
+pub(super) fn compare(list: Attributes, operator: u32, with: &[u8]) -> Attributes {
     let data = Attributes::default().be32(1, REGISTER).be32(2, operator);
     expression(list, "cmp", &data.nested(3, &Attributes::default().raw(DATA_VALUE, with)))
 }

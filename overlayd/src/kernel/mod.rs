@@ -5,12 +5,14 @@
 //! read shows that it is ours.
 
 mod conntrack;
+mod ethtool;
 mod expression;
 mod netfilter;
 mod nftables;
 mod observe;
 mod plumbing;
 mod sysctl;
+mod uplink;
 mod watch;
 
 use std::fmt::Display;
@@ -19,7 +21,9 @@ use std::time::Instant;
 
 use cni_shim::netlink::{Netlink, NetlinkError};
 
+use crate::core::desired::disable_ipv6;
 use crate::core::plan::{Actual, Neighbour, Op, Route};
+use ethtool::Ethtool;
 use netfilter::Netfilter;
 use plumbing::Plumbing;
 use sysctl::Sysctls;
@@ -61,6 +65,7 @@ pub struct Kernel {
     nftables: nftables::Reader,
     sysctls: Sysctls,
     plumbing: Plumbing,
+    ethtool: Ethtool,
     epoch: Instant,
 }
 
@@ -77,6 +82,7 @@ impl Kernel {
             nftables: nftables::Reader::default(),
             sysctls: Sysctls::default(),
             plumbing: Plumbing::default(),
+            ethtool: Ethtool::default(),
             epoch: Instant::now(),
         })
     }
@@ -111,6 +117,13 @@ impl Kernel {
         (actual.settled, actual.orphans) = (ages.settled, ages.orphans);
         let rules = self.nftables.read(&mut self.netfilter).map_err(failed("read nftables"))?;
         (actual.table, actual.forward_chains) = (rules.table, rules.forward_chains);
+        actual.uplink_table = rules.uplink_table;
+        // Without the device nobody asks what the uplinks can do.
+        if actual.tap.is_some() {
+            for link in actual.foreign_links.iter_mut().filter(|link| !link.addresses.is_empty()) {
+                link.tunnel_gso = self.ethtool.segments_tunnels(link.index);
+            }
+        }
         actual.sysctls = self.sysctls.read(observe::sysctl_keys(&self.device, &actual));
         Ok(actual)
     }
@@ -159,6 +172,15 @@ impl Kernel {
                 .map_err(failed("change elements of nftables table inet overlayd"))?,
             Op::DeleteTable => {
                 nftables::delete_table(netfilter).map_err(failed("delete nftables table inet overlayd"))?;
+            }
+            Op::OpenUplinks(table) => {
+                // Nothing of the kernel's own on it. Where there is no IPv6 there is nothing to write.
+                let _ = self.sysctls.write(&disable_ipv6(&table.device), "1");
+                if let Some(tap) = netlink.link_by_name(&table.device)? {
+                    netlink.set_link_up(tap.index, true)?;
+                }
+                uplink::replace(netfilter, table)
+                    .map_err(failed("replace nftables table netdev overlayd"))?;
             }
             Op::ForgetBareFlows { sources, exempt } => {
                 let deleted = conntrack::forget_bare(netfilter, sources, exempt);

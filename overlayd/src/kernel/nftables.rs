@@ -2,8 +2,9 @@
 
 use std::io;
 
-use super::expression;
 use super::netfilter::{APPEND, CREATE, Message, NFTABLES, Netfilter, errno};
+use super::{expression, uplink};
+use crate::core::plan::UplinkTable;
 use crate::core::plan::ruleset::{
     Chain, ChainName, ElementChange, FORWARD_TAG, Family, ForwardChain, Part, Range, Rule, Ruleset, Set,
     TABLE, TableFamily,
@@ -11,13 +12,13 @@ use crate::core::plan::ruleset::{
 use cni_shim::netlink::attribute::{self, Attributes};
 
 /// `enum nf_tables_msg_types`.
-const NEW_TABLE: u8 = 0;
-const GET_TABLE: u8 = 1;
-const DELETE_TABLE: u8 = 2;
-const NEW_CHAIN: u8 = 3;
-const GET_CHAIN: u8 = 4;
-const NEW_RULE: u8 = 6;
-const GET_RULE: u8 = 7;
+pub(super) const NEW_TABLE: u8 = 0;
+pub(super) const GET_TABLE: u8 = 1;
+pub(super) const DELETE_TABLE: u8 = 2;
+pub(super) const NEW_CHAIN: u8 = 3;
+pub(super) const GET_CHAIN: u8 = 4;
+pub(super) const NEW_RULE: u8 = 6;
+pub(super) const GET_RULE: u8 = 7;
 const DELETE_RULE: u8 = 8;
 const NEW_SET: u8 = 9;
 const GET_SET: u8 = 10;
@@ -46,20 +47,20 @@ const TYPE_IPV6: u32 = 8;
 const ELEMENTS_PER_MESSAGE: usize = 1500;
 
 /// Attributes that all objects share: `NFTA_*_TABLE` is 1.
-const IN_TABLE: u16 = 1;
+pub(super) const IN_TABLE: u16 = 1;
 
 /// `NFTA_CHAIN_NAME`, `_HOOK`, `_POLICY`, `_TYPE`; inside the hook `NFTA_HOOK_HOOKNUM`, `_PRIORITY`.
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
+pub(super) const CHAIN_TYPE: u16 = 7;
+pub(super) const HOOK_NUMBER: u16 = 1;
+pub(super) const HOOK_PRIORITY: u16 = 2;
 
 /// `NFTA_RULE_CHAIN`, `_HANDLE`, `_EXPRESSIONS`, `_USERDATA`.
-const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 
 /// `NFTA_SET_NAME`, `_FLAGS`, `_KEY_TYPE`, `_KEY_LEN`, `_ID`.
@@ -83,6 +84,7 @@ const COMMENT: u8 = 0;
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     pub(super) table: Option<Ruleset>,
+    pub(super) uplink_table: Option<UplinkTable>,
     pub(super) forward_chains: Vec<ForwardChain>,
 }
 
@@ -105,7 +107,7 @@ impl Reader {
     }
 }
 
-fn message(kind: u8, flags: u16, body: Attributes) -> Message {
+pub(super) fn message(kind: u8, flags: u16, body: Attributes) -> Message {
     Message { subsystem: NFTABLES, kind, flags, family: INET, body }
 }
 
@@ -124,7 +126,7 @@ fn read(socket: &mut Netfilter) -> io::Result<State> {
     let everybody = Message { family: 0, ..message(GET_CHAIN, 0, Attributes::default()) };
     let chains =
         socket.dump(everybody, |family, chain| Some((table_family(family)?, SeenChain::parse(chain)?)))?;
-    let mut state = State::default();
+    let mut state = State { uplink_table: uplink::read(socket)?, ..State::default() };
     let mut ours = Vec::new();
     for (family, chain) in chains {
         if family == TableFamily::Inet && chain.table == TABLE {

@@ -7,6 +7,7 @@ use cni_shim::netlink::{Address, Link, Neighbour as KernelNeighbour, Route as Ke
 use ipnet::IpNet;
 use wire::tag::{self, Alias};
 
+use crate::core::desired::uplink::tap_name;
 use crate::core::desired::{FORWARDING_V4, FORWARDING_V6, accept_ra, addr_gen_mode, disable_ipv6, rp_filter};
 use crate::core::leases::ObservedVeth;
 use crate::core::plan::{Actual, Device, ForeignLink, ForeignRoute, Neighbour, Route, Via};
@@ -28,12 +29,14 @@ pub(super) struct Dumps<'a> {
 /// The picture, without rules, sysctls and ages.
 pub(super) fn observe(device: &str, dumps: &Dumps<'_>) -> Actual {
     let mut actual = Actual::default();
+    let tap = tap_name(device);
     let mut by_index: BTreeMap<u32, usize> = BTreeMap::new();
     for link in &dumps.links {
         // A TAP device has the same kind, but a link-layer address.
         if link.name == device && link.kind == "tun" && link.mac.is_none() {
-            let (index, name, mtu) = (link.index, link.name.clone(), link.mtu);
-            actual.device = Some(Device { index, name, mtu, tx_queue_len: link.tx_queue_len, up: link.up });
+            actual.device = Some(own_device(link));
+        } else if link.name == tap && link.kind == "tun" && link.mac.is_some() {
+            actual.tap = Some(own_device(link));
         } else if is_pod_veth(link) {
             actual.veths.push(ObservedVeth {
                 name: link.name.clone(),
@@ -83,10 +86,16 @@ pub(super) fn observe(device: &str, dumps: &Dumps<'_>) -> Actual {
             actual.advertised_defaults.extend(name().filter(|_| advertised));
         } else if !by_tun {
             let (destination, metric) = (route.destination, route.metric);
-            actual.foreign_routes.push(ForeignRoute { destination, metric, link: name() });
+            let gateway = route.gateway.is_some();
+            actual.foreign_routes.push(ForeignRoute { destination, metric, link: name(), gateway });
         }
     }
     actual
+}
+
+fn own_device(link: &Link) -> Device {
+    let (index, name, mtu) = (link.index, link.name.clone(), link.mtu);
+    Device { index, name, mtu, tx_queue_len: link.tx_queue_len, up: link.up }
 }
 
 fn is_pod_veth(link: &Link) -> bool {
@@ -101,6 +110,7 @@ fn foreign_link(link: &Link) -> ForeignLink {
         mtu: link.mtu,
         up: link.up,
         addresses: Vec::new(),
+        tunnel_gso: false,
         vxlan_port: link.vxlan_port,
         vxlan_vni: link.vxlan_vni,
     }

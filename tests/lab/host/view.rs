@@ -19,7 +19,7 @@ impl Host {
     }
 
     /// Links, addresses, routes, permanent neighbours, rules, set elements and sysctls, one line each, without anything
-    /// that changes by itself: to compare two moments by.
+    /// that changes by itself or goes with the daemon: to compare two moments by.
     ///
     /// # Panics
     /// If they cannot be read.

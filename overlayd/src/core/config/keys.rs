@@ -139,6 +139,12 @@ pub const KEYS: &[Key] = &[
         help: "How long an idle worker polls before it sleeps, 0 to 1000.",
     },
     Key {
+        name: "tunnel_gso",
+        value: "auto|always|never",
+        default: "auto",
+        help: "Leave TCP super-packets whole for uplinks that cut them up below the tunnel's headers (Linux 6.17): auto for veths, always for network cards too.",
+    },
+    Key {
         name: "take_over",
         value: "BOOL",
         default: "false",

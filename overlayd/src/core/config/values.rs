@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use wire::tag::{VETH_PREFIX, is_interface_name};
 
-use super::{LogFormat, Mode};
+use super::{LogFormat, Mode, TunnelGso};
 use crate::core::cluster::AnnotationPrefix;
 
 pub(super) type Read<T> = Result<T, String>;
@@ -57,6 +57,15 @@ pub(super) fn log_format(text: &str) -> Read<LogFormat> {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
         _ => Err(format!("{text:?} is neither text nor json")),
+    }
+}
+
+pub(super) fn tunnel_gso(text: &str) -> Read<TunnelGso> {
+    match text {
+        "auto" => Ok(TunnelGso::Auto),
+        "always" => Ok(TunnelGso::Always),
+        "never" => Ok(TunnelGso::Never),
+        _ => Err(format!("{text:?} is none of auto, always and never")),
     }
 }
 

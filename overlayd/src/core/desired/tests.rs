@@ -6,7 +6,7 @@ use wire::packet::MacAddr;
 
 use super::*;
 use crate::core::cluster::{Peer, PeerPath};
-use crate::core::config::{LogFormat, Mode};
+use crate::core::config::{LogFormat, Mode, TunnelGso};
 use crate::core::plan::{Device as Tun, ForeignLink};
 
 pub(crate) fn config() -> Config {
@@ -29,6 +29,7 @@ pub(crate) fn config() -> Config {
         take_over: false,
         workers: 2,
         queue_length: 2000,
+        tunnel_gso: TunnelGso::Auto,
         spin: Duration::from_micros(50),
         run_dir: "/run/overlayd".into(),
         cni_conf_dir: None,
@@ -71,6 +72,7 @@ pub(crate) fn machine() -> Actual {
         name: "eth0".to_owned(),
         mtu: 1500,
         up: true,
+        kind: "veth".to_owned(),
         addresses: vec!["192.0.2.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()],
         ..ForeignLink::default()
     };
@@ -78,23 +80,27 @@ pub(crate) fn machine() -> Actual {
     Actual { device: Some(device), foreign_links: vec![uplink], ..Actual::default() }
 }
 
-struct World {
-    config: Config,
+pub(crate) struct World {
+    pub(crate) config: Config,
     own: Own,
     cluster: Cluster,
     path_mtus: BTreeMap<IpAddr, u32>,
-    actual: Actual,
+    pub(crate) actual: Actual,
 }
 
 impl World {
-    fn new(cidrs: &[&str], peers: Vec<Peer>) -> Self {
+    pub(crate) fn new(cidrs: &[&str], peers: Vec<Peer>) -> Self {
         let (config, own, cluster) = (config(), own(cidrs), cluster(peers));
         Self { config, own, cluster, path_mtus: BTreeMap::new(), actual: machine() }
     }
 
     fn desired(&self) -> Desired {
+        desired(self.inputs())
+    }
+
+    pub(crate) fn inputs(&self) -> Inputs<'_> {
         let Self { config, own, cluster, path_mtus, actual } = self;
-        desired(Inputs { config, own, cluster, path_mtus, actual })
+        Inputs { config, own, cluster, path_mtus, actual }
     }
 
     fn tunnel_mtu(&self, cidr: &str) -> Option<u32> {

@@ -64,6 +64,12 @@ fn apply(state: &mut Actual, op: &Op) {
             }
         }
         Op::DeleteTable => state.table = None,
+        Op::OpenUplinks(table) => {
+            let tap = state.tap.as_mut().expect("ENODEV");
+            assert_eq!(tap.name, table.device);
+            tap.up = true;
+            state.uplink_table = Some(table.clone());
+        }
         Op::ForgetBareFlows { .. } => {}
         Op::InsertForwardRules { chain, rules } => {
             let chain = state.forward_chains.iter_mut().find(|found| found.name == *chain).expect("a chain");
@@ -183,8 +189,16 @@ fn any_actual() -> impl Strategy<Value = Actual> {
     let veths = proptest::collection::vec(any_veth(), 0..5);
     let chains = proptest::collection::vec((any::<bool>(), 0usize..4), 0..3);
     let strict = proptest::collection::vec(0u8..3, 3);
-    (routes, foreign, veths, chains, strict, any::<[bool; 4]>()).prop_map(
-        |(routes, foreign, veths, chains, strict, [device, addresses, table, advertised])| {
+    (routes, foreign, veths, chains, strict, any::<[bool; 4]>(), any::<[bool; 4]>()).prop_map(
+        |(
+            routes,
+            foreign,
+            veths,
+            chains,
+            strict,
+            [device, addresses, table, advertised],
+            [tap, up, gso, stale],
+        )| {
             let mut actual = sample::machine();
             let by_key: BTreeMap<_, _> = routes.into_iter().map(|route| (route.key(), route)).collect();
             for (at, (veth, aged)) in (7..).zip(veths) {
@@ -198,7 +212,12 @@ fn any_actual() -> impl Strategy<Value = Actual> {
             actual.foreign_routes = foreign
                 .into_iter()
                 .filter(|route| !by_key.contains_key(&route.key()))
-                .map(|Route { destination, metric, .. }| ForeignRoute { destination, metric, link: None })
+                .map(|Route { destination, metric, .. }| ForeignRoute {
+                    destination,
+                    metric,
+                    link: None,
+                    gateway: false,
+                })
                 .collect();
             actual.routes = by_key.into_values().collect();
             if addresses {
@@ -211,6 +230,12 @@ fn any_actual() -> impl Strategy<Value = Actual> {
                 actual.routes.retain(|route| route.via != Via::Link(3));
             }
             actual.table = table.then(Ruleset::default);
+            actual.foreign_links[0].tunnel_gso = gso;
+            if tap {
+                let name = crate::core::desired::uplink::tap_name("ovl0");
+                actual.tap = Some(Device { index: 4, name, mtu: 1500, tx_queue_len: 1000, up });
+            }
+            actual.uplink_table = stale.then(UplinkTable::default);
             for (at, (policy_drop, ours)) in chains.into_iter().enumerate() {
                 let name = ChainName {
                     family: ruleset::TableFamily::Ip,
@@ -258,6 +283,7 @@ proptest! {
             prop_assert!(matches!(route.via, Via::Link(link) if link != 3), "only routes to pods may stay: {route:?}");
         }
         prop_assert_eq!(state.table.as_ref(), Some(&want.table));
+        prop_assert!(want.uplink_table.is_none() || state.uplink_table == want.uplink_table);
         prop_assert!(state.neighbours.is_superset(&want.neighbours) && state.gateways.is_superset(&want.gateways));
         if let Some(device) = &state.device {
             prop_assert_eq!((device.mtu, device.tx_queue_len, device.up), (want.mtu.unwrap(), want.queue_length, true));
@@ -318,6 +344,7 @@ proptest! {
             apply(&mut state, &op);
         }
         prop_assert!(state.veths.is_empty() && state.table.is_none() && state.device.is_none());
+
         prop_assert!(state.routes.is_empty() && state.forward_chains.iter().all(|chain| chain.ours.is_empty()));
     }
 
@@ -326,7 +353,7 @@ proptest! {
         let mut have = sample::machine();
         let Some(cidr) = world.want(&have).routes.iter().find(|route| route.via == Via::Link(3)).map(|route| route.destination)
         else { return Ok(()) };
-        have.foreign_routes.push(ForeignRoute { destination: cidr, metric: 0, link: Some("flannel.1".to_owned()) });
+        have.foreign_routes.push(ForeignRoute { destination: cidr, metric: 0, link: Some("flannel.1".to_owned()), gateway: false });
         let found = conflicts(&world.want(&have), &have);
         let remedy = format!("route del {cidr} dev flannel.1 metric 0");
         prop_assert!(found.iter().any(|conflict| conflict.remedy.ends_with(&remedy)));
