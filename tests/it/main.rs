@@ -32,3 +32,4 @@ mod static_build;
 mod step_down;
 mod stream;
 mod tidy;
+mod tunnel_gso;

@@ -147,3 +147,19 @@ fn a_link_that_refuses_segmentation_costs_no_packet() {
         "the kernel refused a batch: Input/output error (os error 5)",
     );
 }
+
+#[test]
+fn a_device_that_refuses_tunnelled_super_packets_costs_no_byte() {
+    steps_down(Refusal::TunnelGso, "tunnel_gso", AT_THE_DEVICE);
+}
+
+#[test]
+fn a_kernel_that_offers_no_tunnelled_super_packets_gets_none() {
+    let refused = Refused::start(Refusal::TunnelGsoUnknown);
+    refused.all_passes();
+    assert_eq!(refused.refusals(), 1, "the daemon asked, and took no for an answer");
+    let node = refused.node();
+    assert_eq!(node.status().offloads["tunnel_gso"], "off: this kernel does not offer it");
+    let links = |node: &Node| node.read_file("/proc/net/dev");
+    assert!(!links(&node).contains("ovl0-tso") && links(&refused.lab.node(1)).contains("ovl0-tso"));
+}

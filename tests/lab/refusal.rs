@@ -13,6 +13,10 @@ pub enum Refusal {
     UsoUnknown,
     /// Messages to be cut into datagrams, as a link without checksum offload refuses them.
     UdpSegment,
+    /// Super-packets below a tunnel's headers, written to a TAP device.
+    TunnelGso,
+    /// To offer them: they are news of kernel 6.17.
+    TunnelGsoUnknown,
 }
 
 impl Refusal {
@@ -20,7 +24,9 @@ impl Refusal {
     #[must_use]
     pub fn errno(self) -> i32 {
         match self {
-            Self::Tso | Self::Uso | Self::UsoUnknown => libc::EINVAL,
+            Self::Tso | Self::Uso | Self::UsoUnknown | Self::TunnelGso | Self::TunnelGsoUnknown => {
+                libc::EINVAL
+            }
             Self::UdpSegment => libc::EIO,
         }
     }
@@ -32,6 +38,7 @@ impl Refusal {
             Self::Tso => "refused a TCP super-packet",
             Self::Uso | Self::UsoUnknown => "refused a UDP super-packet",
             Self::UdpSegment => "refused to cut a message",
+            Self::TunnelGso | Self::TunnelGsoUnknown => "refused a tunnelled super-packet",
         }
     }
 }

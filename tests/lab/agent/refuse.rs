@@ -29,6 +29,9 @@ const ARGUMENTS: u32 = 16;
 /// No frame of a TUN device is shorter: virtio-net header and IPv4 header.
 const SHORTEST: u32 = VNET_LEN as u32 + 20;
 
+/// `TUN_F_UDP_TUNNEL_GSO` of `linux/if_tun.h`.
+const UDP_TUNNEL_GSO: u64 = 0x80;
+
 /// As much of a control message as any sender needs.
 const CONTROL: usize = 256;
 
@@ -75,6 +78,9 @@ fn install(refusal: Refusal) -> io::Result<OwnedFd> {
     let suspects = match refusal {
         Refusal::Tso | Refusal::Uso => vec![write],
         Refusal::UsoUnknown => vec![write, (libc::SYS_ioctl, 1, equal, libc::TUNSETOFFLOAD as u32)],
+        // Any number of pieces.
+        Refusal::TunnelGso => vec![(libc::SYS_writev, 2, at_least, 1)],
+        Refusal::TunnelGsoUnknown => vec![(libc::SYS_ioctl, 1, equal, libc::TUNSETOFFLOAD as u32)],
         // Any flags.
         Refusal::UdpSegment => vec![(libc::SYS_sendmsg, 2, at_least, 0)],
     };
@@ -180,17 +186,25 @@ impl Call {
                     GsoKind::None => false,
                 })
             }
+            // Nothing else is written in pieces there.
+            Refusal::TunnelGso => self.is_of_tun(),
+            Refusal::TunnelGsoUnknown => self.arguments[2] & UDP_TUNNEL_GSO != 0,
             Refusal::UdpSegment => self.asks_for_segments().unwrap_or(false),
         }
     }
 
+    /// Whether its descriptor is that of a TUN or TAP device.
+    fn is_of_tun(&self) -> bool {
+        let open = fs::read_link(format!("/proc/{}/fd/{}", self.process, self.arguments[0]));
+        open.is_ok_and(|open| open.ends_with("net/tun"))
+    }
+
     /// What kind of frame it writes, if it writes to a TUN device.
     fn written_to_tun(&self) -> Option<GsoKind> {
-        let [fd, buffer, ..] = self.arguments;
-        let open = fs::read_link(format!("/proc/{}/fd/{fd}", self.process)).ok()?;
-        if !open.ends_with("net/tun") {
+        if !self.is_of_tun() {
             return None;
         }
+        let buffer = self.arguments[1];
         let mut header = [0; VNET_LEN];
         self.read(buffer, &mut header).ok()?;
         VirtioNetHdr::split(&header)?.0.kind()
