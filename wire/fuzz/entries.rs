@@ -2,8 +2,8 @@
 //! committed corpus, so that both do the same. An entry returns, or it panics: then a law is broken.
 
 use wire::ipc::{FRAME_LIMIT, HEADER_LEN, Reply, Request, decode, decode_header, encode};
-use wire::offload::{Coalescer, Delivery, split};
-use wire::packet::{Encap, Inner, VNET_LEN};
+use wire::offload::{Coalescer, Delivery, Outer, TUNNEL_VNET_LEN, TunnelHeader, split};
+use wire::packet::{ENCAP_LEN, Encap, EncapHeader, Inner, VNET_LEN, VirtioNetHdr};
 use wire::tag::{ALIAS_LIMIT, Alias};
 
 /// Largest IP packet.
@@ -47,6 +47,40 @@ pub(super) fn tun_frame(data: &[u8]) {
         let inner = Inner::parse(packet).expect("what was cut is a packet");
         assert_eq!(inner.length, packet.len(), "a cut packet has another length than it says");
     });
+    let Some((vnet, packet)) = VirtioNetHdr::split(data) else { return };
+    let Ok(inner) = Inner::parse(packet) else { return };
+    for [source, destination] in [[[192, 0, 2, 1]; 2].map(Into::into), [[0xfd; 16]; 2].map(Into::into)] {
+        let outer = Outer { source, destination, ports: (1, 2), ecn: 0 };
+        let Ok(header) = TunnelHeader::new(&outer, &EncapHeader([0; ENCAP_LEN]), &vnet, packet, &inner)
+        else {
+            continue;
+        };
+        let frame = header.as_bytes().len() + inner.length;
+        let ethernet = TUNNEL_VNET_LEN + 14;
+        assert!(frame - ethernet <= PACKET_MAX + 40, "an outer packet is larger than a packet can be");
+    }
+}
+
+/// An MTU in two bytes, and a packet that comes alone: handed on where it lies it is what a copy of it is.
+pub(super) fn giant(data: &[u8]) {
+    let Some((mtu, packet)) = data.split_first_chunk::<2>() else { return };
+    let Ok(inner) = Inner::parse(packet) else { return };
+    let take = |push: &mut dyn FnMut(&mut Coalescer, &mut Vec<Vec<u8>>)| {
+        let (mut coalescer, mut frames) = (Coalescer::default(), Vec::new());
+        coalescer.set_mtu(u16::from_be_bytes(*mtu).into());
+        push(&mut coalescer, &mut frames);
+        coalescer.flush(&mut |frame| frames.push(frame.to_vec()));
+        frames
+    };
+    let copied = take(&mut |coalescer, frames| {
+        coalescer.push(&Delivery { packet, inner, tos: 0 }, &mut |frame| frames.push(frame.to_vec()));
+    });
+    let in_place = take(&mut |coalescer, frames| {
+        let mut place = [&[0; VNET_LEN], packet].concat();
+        coalescer.push_in_place(&mut place, inner, 0, &mut |frame| frames.push(frame.to_vec()));
+    });
+    assert_eq!(in_place, copied, "what lies elsewhere is another packet");
+    assert_eq!(copied.len(), 1, "one packet in and one out");
 }
 
 /// Datagrams from a peer, each with its length in two bytes before it: taken apart, joined, and cut again.

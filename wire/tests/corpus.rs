@@ -36,6 +36,11 @@ fn corpus_of_tun_frame_holds() {
 }
 
 #[test]
+fn corpus_of_giant_holds() {
+    replay("giant", entries::giant);
+}
+
+#[test]
 fn corpus_of_decap_holds() {
     replay("decap", entries::decap);
 }
