@@ -103,7 +103,8 @@ pub fn tcp_frame(segments: usize) -> Vec<u8> {
     frame.extend(ipv4(6, TCP + size * segments));
     let ports_and_numbers = [0x9c, 0x40, 0x14, 0x51, 0, 0, 0x10, 0, 0, 0, 0, 77];
     frame.extend(ports_and_numbers);
-    frame.extend([0x80, 0x10, 1, 0xf4, 0, 0, 0, 0]);
+    let [c, d] = partial(6, TCP + size * segments);
+    frame.extend([0x80, 0x10, 1, 0xf4, c, d, 0, 0]);
     frame.extend([1, 1, 8, 10, 0, 0, 0, 3, 0, 0, 0, 4]);
     frame.extend(payload(size * segments));
     frame
@@ -115,11 +116,15 @@ pub fn udp_frame(length: usize) -> Vec<u8> {
     let mut frame = vec![1, 0, 0, 0, 0, 0, IP as u8, 0, 6, 0];
     frame.extend(ipv4(17, UDP + length));
     let [a, b] = ((UDP + length) as u16).to_be_bytes();
-    let sum = wire::offload::pseudo_header(pod(0).into(), pod(1).into(), 17, UDP + length).fold();
-    let [c, d] = sum.to_be_bytes();
+    let [c, d] = partial(17, UDP + length);
     frame.extend([0x9c, 0x40, 0x14, 0x51, a, b, c, d]);
     frame.extend(payload(length));
     frame
+}
+
+/// What a socket leaves in the checksum field.
+fn partial(protocol: u8, length: usize) -> [u8; 2] {
+    wire::offload::pseudo_header(pod(0).into(), pod(1).into(), protocol, length).fold().to_be_bytes()
 }
 
 /// The datagrams that a frame of node 0 becomes on the underlay.

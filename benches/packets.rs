@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use overlayd::core::forward::{Egress, Ingress};
-use overlayd::core::table::{CounterBook, Table};
+use overlayd::core::table::{CounterBook, Direct, Table};
+use wire::packet::{ENCAP_LEN, VNET_LEN};
 
 /// Reports allocations, of which the packet path must have none.
 #[global_allocator]
@@ -25,6 +26,22 @@ mod egress {
     fn tcp_super_packet_of_46_segments(bencher: Bencher<'_, '_>) {
         let frame = benches::tcp_frame(46);
         push(bencher, &frame, 1);
+    }
+
+    #[divan::bench]
+    fn tcp_super_packet_that_leaves_whole(bencher: Bencher<'_, '_>) {
+        let frame = benches::tcp_frame(44);
+        let on_link = vec![IpAddr::V4(benches::underlay(1)).into()];
+        let table = benches::table(1000, 0).with_direct(Direct { on_link, elsewhere: Vec::new() });
+        let (own, ports) = (IpAddr::V4(benches::underlay(0)), (40_000, 8472));
+        let mut egress = Egress::new(0);
+        bencher.counter(BytesCount::new(benches::packet_len(&frame))).bench_local(|| {
+            let whole = egress.whole(&table, black_box(&frame), &mut |_| {}).map(|packet| {
+                packet.count(1);
+                packet.header(own, ports)
+            });
+            assert!(black_box(whole).is_some_and(|header| header.is_ok()));
+        });
     }
 
     #[divan::bench(args = [0, 64, 1200])]
@@ -58,6 +75,27 @@ mod ingress {
     #[divan::bench(args = [1, 44])]
     fn tcp_segments(bencher: Bencher<'_, '_>, segments: usize) {
         push(bencher, &benches::datagrams(&benches::tcp_frame(segments)));
+    }
+
+    #[divan::bench]
+    fn tcp_super_packet_that_came_whole(bencher: Bencher<'_, '_>) {
+        let frame = benches::tcp_frame(44);
+        // Behind the same headers as its first segment.
+        let encap = benches::datagrams(&frame)[0][..ENCAP_LEN].to_vec();
+        let mut datagram = [&encap, &frame[VNET_LEN..]].concat();
+        let table = benches::table(1000, 1);
+        let from = IpAddr::V4(benches::underlay(0));
+        let mut ingress = Ingress::new(0);
+        ingress.set_mtu(benches::MTU as u32);
+        bencher.counter(BytesCount::new(datagram.len())).bench_local(|| {
+            // The room for the device's header lies in them.
+            datagram[..ENCAP_LEN].copy_from_slice(&encap);
+            let mut written = 0;
+            let mut message = ingress.message(&table, 1, from, 0);
+            let taken =
+                message.push_alone(black_box(&mut datagram), &mut |frame| written = black_box(frame).len());
+            assert!(taken.is_ok() && written == frame.len());
+        });
     }
 
     #[divan::bench(args = [64, 1200])]
