@@ -12,7 +12,6 @@ mod nftables;
 mod observe;
 mod plumbing;
 mod sysctl;
-mod uplink;
 mod watch;
 
 use std::fmt::Display;
@@ -179,7 +178,7 @@ impl Kernel {
                 if let Some(tap) = netlink.link_by_name(&table.device)? {
                     netlink.set_link_up(tap.index, true)?;
                 }
-                uplink::replace(netfilter, table)
+                nftables::uplink::replace(netfilter, table)
                     .map_err(failed("replace nftables table netdev overlayd"))?;
             }
             Op::ForgetBareFlows { sources, exempt } => {

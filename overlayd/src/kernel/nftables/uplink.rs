@@ -3,11 +3,11 @@
 
 use std::io;
 
-use super::expression::{
+use super::super::expression::{
     self, DATA_VALUE, EQUAL, EXPRESSION_DATA, EXPRESSION_NAME, NETWORK, REGISTER, compare, destination_at,
 };
-use super::netfilter::{APPEND, CREATE, Message, Netfilter, errno};
-use super::nftables::{
+use super::super::netfilter::{APPEND, CREATE, Message, Netfilter, errno};
+use super::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DELETE_TABLE, GET_CHAIN, GET_RULE, GET_TABLE,
     HOOK_NUMBER, HOOK_PRIORITY, IN_TABLE, NEW_CHAIN, NEW_RULE, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS,
     message,
@@ -84,7 +84,7 @@ pub(super) fn read(socket: &mut Netfilter) -> io::Result<Option<UplinkTable>> {
 }
 
 /// Puts this in the place of the table, in one transaction: frames find the old way or the new one.
-pub(super) fn replace(socket: &mut Netfilter, table: &UplinkTable) -> io::Result<()> {
+pub(in crate::kernel) fn replace(socket: &mut Netfilter, table: &UplinkTable) -> io::Result<()> {
     let hook = Attributes::default()
         .be32(HOOK_NUMBER, HOOK_INGRESS)
         .be32(HOOK_PRIORITY, 0)
