@@ -128,15 +128,21 @@ fn a_device_that_refuses_udp_super_packets_costs_no_datagram() {
 }
 
 /// It is not tried with what it did not offer.
-#[test]
-fn a_kernel_that_offers_no_udp_super_packets_gets_none() {
-    let refused = Refused::start(Refusal::UsoUnknown);
+#[track_caller]
+fn gets_none(refusal: Refusal, offload: &str) -> Refused {
+    let refused = Refused::start(refusal);
     assert_eq!(refused.refusals(), 1, "the daemon asked, and took no for an answer");
     refused.all_passes();
     assert_eq!(refused.refusals(), 1);
     let node = refused.node();
-    assert_eq!(node.status().offloads["tun_uso"], "off: this kernel does not offer it");
+    assert_eq!(node.status().offloads[offload], "off: this kernel does not offer it");
     assert!(!node.log().contains("an offload is off"), "{}", node.log());
+    refused
+}
+
+#[test]
+fn a_kernel_that_offers_no_udp_super_packets_gets_none() {
+    gets_none(Refusal::UsoUnknown, "tun_uso");
 }
 
 #[test]
@@ -155,11 +161,7 @@ fn a_device_that_refuses_tunnelled_super_packets_costs_no_byte() {
 
 #[test]
 fn a_kernel_that_offers_no_tunnelled_super_packets_gets_none() {
-    let refused = Refused::start(Refusal::TunnelGsoUnknown);
-    refused.all_passes();
-    assert_eq!(refused.refusals(), 1, "the daemon asked, and took no for an answer");
-    let node = refused.node();
-    assert_eq!(node.status().offloads["tunnel_gso"], "off: this kernel does not offer it");
+    let refused = gets_none(Refusal::TunnelGsoUnknown, "tunnel_gso");
     let links = |node: &Node| node.read_file("/proc/net/dev");
-    assert!(!links(&node).contains("ovl0-tso") && links(&refused.lab.node(1)).contains("ovl0-tso"));
+    assert!(!links(&refused.node()).contains("ovl0-tso") && links(&refused.lab.node(1)).contains("ovl0-tso"));
 }

@@ -13,7 +13,7 @@ use tests::{Families, Harm, Host, Lab, Node, NodeSpec, Offloads, Pod, VxlanPeer,
 const LONG: u64 = 100_000_000;
 
 #[track_caller]
-fn move_both_ways(client: &Host, server: SocketAddr, bytes: u64) {
+pub(super) fn move_both_ways(client: &Host, server: SocketAddr, bytes: u64) {
     for bulk in [client.tcp_upload(server, bytes), client.tcp_download(server, bytes)] {
         assert_eq!(bulk.bytes, bytes);
         assert_eq!(bulk.sent_sha256, bulk.received_sha256);
@@ -21,7 +21,11 @@ fn move_both_ways(client: &Host, server: SocketAddr, bytes: u64) {
 }
 
 /// A lab of two such nodes with pods of these families, and a pod on each.
-fn two_pods(families: Families, underlay: Families, node: impl Fn(NodeSpec) -> NodeSpec) -> (Lab, Pod, Pod) {
+pub(super) fn two_pods(
+    families: Families,
+    underlay: Families,
+    node: impl Fn(NodeSpec) -> NodeSpec,
+) -> (Lab, Pod, Pod) {
     let lab = Lab::builder().node(&node).node(&node).underlay(underlay).pods(families).start();
     lab.start_daemons();
     let (client, server) = (lab.node(1).add_pod("client"), lab.node(2).add_pod("server"));

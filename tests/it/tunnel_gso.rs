@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::stream::{move_both_ways, two_pods};
 use tests::{Families, Lab, Node, Offloads, Pod, eventually};
 
 /// Bytes of a transfer.
@@ -39,23 +40,17 @@ fn wait_state(node: &Node, state: &str) {
 
 #[track_caller]
 fn passes(client: &Pod, server: SocketAddr) {
-    for bulk in [client.tcp_upload(server, BULK), client.tcp_download(server, BULK)] {
-        assert_eq!((bulk.bytes, &bulk.received_sha256), (BULK, &bulk.sent_sha256), "to {server}");
-    }
+    move_both_ways(client, server, BULK);
 }
 
-/// A lab of two nodes with dual-stack pods, and a pod on each.
-fn two_pods(underlay: Families, offloads: Offloads) -> (Lab, Pod, Pod) {
-    let node = || move |spec: tests::NodeSpec| spec.offloads(offloads);
-    let lab = Lab::builder().node(node()).node(node()).underlay(underlay).pods(Families::Dual).start();
-    lab.start_daemons();
-    let (near, far) = (lab.node(1).add_pod("near"), lab.node(2).add_pod("far"));
-    (lab, near, far)
+/// Dual-stack pods.
+fn pods_over(underlay: Families, offloads: Offloads) -> (Lab, Pod, Pod) {
+    two_pods(Families::Dual, underlay, |spec| spec.offloads(offloads))
 }
 
 /// Both families, both ways.
 fn leave_whole_over(underlay: Families) {
-    let (lab, near, far) = two_pods(underlay, Offloads::Veth);
+    let (lab, near, far) = pods_over(underlay, Offloads::Veth);
     let server = far.serve();
     for node in lab.nodes() {
         wait_state(node, "on");
@@ -84,7 +79,7 @@ fn streams_leave_whole_over_ipv6() {
 
 #[test]
 fn over_a_wire_all_are_cut_up_by_us() {
-    let (lab, near, far) = two_pods(Families::V4, Offloads::Wire);
+    let (lab, near, far) = pods_over(Families::V4, Offloads::Wire);
     let server = far.serve();
     passes(&near, server.v4());
     let node = lab.node(1);
@@ -95,7 +90,7 @@ fn over_a_wire_all_are_cut_up_by_us() {
 
 #[test]
 fn an_uplink_that_changes_its_mind_breaks_no_stream() {
-    let (lab, near, far) = two_pods(Families::V4, Offloads::Veth);
+    let (lab, near, far) = pods_over(Families::V4, Offloads::Veth);
     let (node, server) = (lab.node(1), far.serve());
     wait_state(&node, "on");
     let done = AtomicBool::new(false);
@@ -121,7 +116,7 @@ fn an_uplink_that_changes_its_mind_breaks_no_stream() {
 
 #[test]
 fn a_deleted_device_comes_back_and_costs_no_byte() {
-    let (lab, near, far) = two_pods(Families::V4, Offloads::Veth);
+    let (lab, near, far) = pods_over(Families::V4, Offloads::Veth);
     let (node, server) = (lab.node(1), far.serve());
     wait_state(&node, "on");
     node.delete_link(TAP);
@@ -135,7 +130,7 @@ fn a_deleted_device_comes_back_and_costs_no_byte() {
 /// Nothing of it outlives the daemon, and who does not want it has none.
 #[test]
 fn without_a_daemon_or_by_configuration_there_is_none() {
-    let (lab, near, far) = two_pods(Families::V4, Offloads::Veth);
+    let (lab, near, far) = pods_over(Families::V4, Offloads::Veth);
     let (node, server) = (lab.node(1), far.serve());
     wait_state(&node, "on");
     let _ = node.stop_daemon();

@@ -74,6 +74,14 @@ struct Running {
     since: Instant,
 }
 
+impl Running {
+    /// Gives the workers another table.
+    fn swap(&mut self, table: Table) {
+        self.table = Arc::new(table);
+        self.datapath.swap(Arc::clone(&self.table));
+    }
+}
+
 impl Tunnel {
     pub(super) fn new() -> (Self, News) {
         let (path_mtus, path_mtu_news) = mpsc::channel(PATH_MTU_QUEUE);
@@ -249,9 +257,7 @@ impl Control {
         }
         self.tunnel.direct = direct;
         if let Some(running) = &mut self.tunnel.running {
-            let table = Arc::new((*running.table).clone().with_direct(self.tunnel.direct.clone()));
-            running.datapath.swap(Arc::clone(&table));
-            running.table = table;
+            running.swap((*running.table).clone().with_direct(self.tunnel.direct.clone()));
             self.publish_due = true;
         }
     }
@@ -262,9 +268,8 @@ impl Control {
             return;
         }
         let table = if news.own { self.build_table() } else { self.revise_table() };
-        if let (Some(table), Some(running)) = (table.map(Arc::new), &mut self.tunnel.running) {
-            running.datapath.swap(Arc::clone(&table));
-            running.table = table;
+        if let (Some(table), Some(running)) = (table, &mut self.tunnel.running) {
+            running.swap(table);
             self.tunnel.numbers.swaps += 1;
             self.time_news();
             self.publish_due = true;

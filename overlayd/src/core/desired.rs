@@ -16,7 +16,7 @@ use super::cluster::{Cluster, Own};
 use super::config::Config;
 use super::leases::ObservedVeth;
 use super::plan::ruleset::{Device, FORWARD_TAG, Family, Part, Range, Rule, Ruleset, ranges};
-use super::plan::{Actual, Neighbour, Route, UplinkTable, Via};
+use super::plan::{Actual, ForeignLink, Neighbour, Route, UplinkTable, Via};
 
 /// Bytes that VXLAN puts around an inner packet over IPv4: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348, 5).
 pub const OVERHEAD_V4: u32 = 50;
@@ -161,8 +161,13 @@ pub fn peer_mtu(inputs: Inputs<'_>, underlay: IpAddr) -> Option<u32> {
 
 /// MTU in bytes of the link that has this address.
 fn link_mtu(actual: &Actual, address: IpAddr) -> Option<u32> {
+    link_of(actual, address).map(|link| link.mtu)
+}
+
+/// The link that has this address.
+fn link_of(actual: &Actual, address: IpAddr) -> Option<&ForeignLink> {
     let has = |nets: &[IpNet]| nets.iter().any(|net| net.addr() == address);
-    actual.foreign_links.iter().find(|link| has(&link.addresses)).map(|link| link.mtu)
+    actual.foreign_links.iter().find(|link| has(&link.addresses))
 }
 
 /// The families of our pods: only these are touched.

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
 use super::checksum::{Sum, pseudo_header};
-use super::segment::{OffloadError, transport_header_len};
+use super::segment::{OffloadError, UDP_LEN, transport_header_len};
 use crate::packet::{
     ENCAP_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EncapHeader, GsoKind, Inner, TCP, UDP, VNET_LEN, VirtioNetHdr,
 };
@@ -29,9 +29,6 @@ const ETHERNET_LEN: usize = 14;
 /// Bytes of an IPv4 header without options, and of an IPv6 header.
 const V4_LEN: usize = 20;
 const V6_LEN: usize = 40;
-
-/// Bytes of a UDP header.
-const UDP_LEN: usize = 8;
 
 /// Hops that the outer packet may take, after the one that forwarding from the TAP device takes off: the kernel's default
 /// (`IPDEFTTL`, include/uapi/linux/ip.h).

@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 
-use super::Inputs;
+use super::{Inputs, link_of};
 use crate::core::config::{Config, TunnelGso};
 use crate::core::plan::ruleset::Family;
 use crate::core::plan::{ForeignLink, UplinkTable};
@@ -40,10 +40,10 @@ pub fn why_none(config: &Config) -> &'static str {
 fn uplinks<'a>(inputs: Inputs<'a>) -> impl Iterator<Item = (Family, &'a ForeignLink)> {
     let Inputs { own, actual, .. } = inputs;
     let addresses = [own.underlay_v4.map(IpAddr::V4), own.underlay_v6.map(IpAddr::V6)];
-    addresses.into_iter().flatten().filter_map(|address| {
-        let has = |link: &&ForeignLink| link.addresses.iter().any(|net| net.addr() == address);
-        actual.foreign_links.iter().find(has).map(|link| (Family::of(address), link))
-    })
+    addresses
+        .into_iter()
+        .flatten()
+        .filter_map(|address| link_of(actual, address).map(|link| (Family::of(address), link)))
 }
 
 /// The table that this node should have, whether or not the uplinks are fit for it now: none without a TAP device.
@@ -82,8 +82,8 @@ pub fn direct(inputs: Inputs<'_>) -> Direct {
         }
     }
     // Only these could decide otherwise.
-    let on_link = direct.on_link.clone();
-    direct.elsewhere.retain(|net| on_link.iter().any(|wide| wide.contains(net)));
+    let Direct { on_link, elsewhere } = &mut direct;
+    elsewhere.retain(|net| on_link.iter().any(|wide| wide.contains(net)));
     direct
 }
 

@@ -9,12 +9,13 @@ use super::super::expression::{
 use super::super::netfilter::{APPEND, CREATE, Message, Netfilter, errno};
 use super::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TYPE, DELETE_TABLE, GET_CHAIN, GET_RULE, GET_TABLE,
-    HOOK_NUMBER, HOOK_PRIORITY, IN_TABLE, NEW_CHAIN, NEW_RULE, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS,
-    message,
+    HOOK_NUMBER, HOOK_PRIORITY, IN_TABLE, IPV4, IPV6, NEW_CHAIN, NEW_RULE, NEW_TABLE, RULE_CHAIN,
+    RULE_EXPRESSIONS, message,
 };
 use crate::core::plan::UplinkTable;
 use crate::core::plan::ruleset::{Family, TABLE};
 use cni_shim::netlink::attribute::{self, Attributes};
+use wire::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// `NFPROTO_NETDEV` of `linux/netfilter.h`, and its hook `NF_NETDEV_INGRESS`.
 const NETDEV: u8 = 5;
@@ -46,8 +47,8 @@ const FORWARD_FAMILY: u16 = 3;
 /// EtherType and `NFPROTO_*` of a family.
 fn numbers(family: Family) -> (u16, u8) {
     match family {
-        Family::V4 => (0x0800, 2),
-        Family::V6 => (0x86dd, 10),
+        Family::V4 => (ETHERTYPE_IPV4, IPV4),
+        Family::V6 => (ETHERTYPE_IPV6, IPV6),
     }
 }
 

@@ -425,7 +425,6 @@ proptest! {
         prop_assert_eq!(run(&sample.segments()), vec![sample.frame()]);
     }
 
-    /// Flows interleaved, some packets damaged anywhere: nothing is lost, changed, or out of its flow's order.
     #[test]
     fn in_place_comes_what_comes_of_a_copy(samples in proptest::collection::vec((Sample::any(), any::<bool>()), 1..4), mtu in 0u32..3000, tso: bool) {
         let packets: Vec<Vec<u8>> = samples
@@ -441,6 +440,7 @@ proptest! {
         prop_assert_eq!(run_in_place(&mut fresh(), &packets, None), run_with(&mut fresh(), &packets));
     }
 
+    /// Flows interleaved, some packets damaged anywhere: nothing is lost, changed, or out of its flow's order.
     #[test]
     fn every_flow_keeps_its_packets_and_their_order(
         samples in proptest::collection::vec(Sample::any(), 1..4),
